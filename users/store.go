@@ -1,0 +1,97 @@
+package users
+
+import (
+	"context"
+	"time"
+)
+
+// Store keeps users, tokens, keys and grants durably. Every method that changes something is
+// one transaction, durable when it returns, and moves Revision. Methods are
+// safe for use by several goroutines and by several processes at once.
+//
+// Names are looked up exactly. Errors: ErrNotFound, ErrExists, ErrInUse, ErrName,
+// wrapped with the name concerned; anything else is the database's own trouble.
+type Store interface {
+	// Snapshot reads everything in one consistent read.
+	Snapshot(ctx context.Context) (*Snapshot, error)
+	// Revision is a number that every change of any process moves. It is cheap: a daemon polls it.
+	Revision(ctx context.Context) (int64, error)
+
+	AddUser(ctx context.Context, name string) (User, error)
+	SetUserDisabled(ctx context.Context, name string, disabled bool) error
+	// DeleteUser removes the user with all their grants.
+	DeleteUser(ctx context.Context, name string) error
+
+	// AddToken registers a token together with its first token manager's grant:
+	// a token without one would be of no use to anybody.
+	AddToken(ctx context.Context, t Token, manager Grant) (Token, error)
+	// RequestReload grows the token's Reload counter.
+	RequestReload(ctx context.Context, name string) error
+	// RemoveToken forgets a token and its token managers' grants; ErrInUse while keys are registered on it.
+	RemoveToken(ctx context.Context, name string) error
+
+	// AddKey registers a key together with its certificates and its first manager's grant.
+	AddKey(ctx context.Context, k Key, manager Grant) (Key, error)
+	SetKeyDisabled(ctx context.Context, name string, disabled bool) error
+	// DeleteKey forgets a key with its certificates and grants; the token's object is not touched.
+	DeleteKey(ctx context.Context, name string) error
+	AddCertificate(ctx context.Context, c Certificate) (Certificate, error)
+
+	// AddGrant stores a grant. ErrExists when the user holds one on the same key (or token) already.
+	AddGrant(ctx context.Context, g Grant) (Grant, error)
+	// ReplaceGrant changes access key, wraps, role and expiry of the grant with g.ID and grows its Generation.
+	ReplaceGrant(ctx context.Context, g Grant) (Grant, error)
+	RevokeGrant(ctx context.Context, id int64) error
+
+	// StagePIN stores the new PIN's wraps, one for every grant of the token (by grant ID), beside the current ones
+	// and marks the token. It fails with ErrPINChangeInFlight when the token is marked already, and when grants came or
+	// went since the caller read them.
+	StagePIN(ctx context.Context, tokenID int64, staged map[int64][]byte) error
+	// CommitPIN makes the staged wraps the current ones: the token has the new PIN.
+	CommitPIN(ctx context.Context, tokenID int64) error
+	// AbandonPIN drops the staged wraps: the token still has the old PIN.
+	AbandonPIN(ctx context.Context, tokenID int64) error
+
+	Close() error
+}
+
+// Watch calls changed with a first snapshot before it returns, and again, from one
+// goroutine, within every after each later change, until ctx ends. A
+// failing read is reported to failed and tried again: the last good snapshot stays in force.
+func Watch(ctx context.Context, store Store, every time.Duration, changed func(*Snapshot), failed func(error)) error {
+	first, err := store.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	changed(first)
+	go poll(ctx, store, every, first.Revision, changed, failed)
+	return nil
+}
+
+func poll(ctx context.Context, store Store, every time.Duration, seen int64, changed func(*Snapshot), failed func(error)) {
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		revision, err := store.Revision(ctx)
+		if err == nil && revision == seen {
+			continue
+		}
+		var next *Snapshot
+		if err == nil {
+			next, err = store.Snapshot(ctx)
+		}
+		if err != nil {
+			if ctx.Err() == nil {
+				failed(err)
+			}
+			continue
+		}
+		seen = next.Revision
+		changed(next)
+	}
+}

@@ -1,0 +1,139 @@
+// Package users keeps who may sign with what: users, tokens, keys, grants and
+// certificates. A Store holds them; a Snapshot is the whole of it in memory, so
+// that the signing path asks no database.
+//
+// # Where a PIN is
+//
+// Nowhere but inside grants. A Grant holds the token's PIN wrapped to the user's
+// access key (package access), bound to token, key, user, role and expiry.
+//
+// # Changing a PIN
+//
+// A token and a database cannot change in one transaction. So every grant of the token
+// first receives a second, staged wrap of the new PIN (StagePIN), then the token
+// itself changes, then the staged wraps replace the old ones (CommitPIN). Killed anywhere
+// between, either wrap may be the right one: whoever logs in next tries Wrapped,
+// and if the token rejects it, Staged; the outcome decides between CommitPIN and AbandonPIN.
+package users
+
+import (
+	"errors"
+	"time"
+
+	"chancery/access"
+	"chancery/token"
+)
+
+// Errors of this package. Compare with errors.Is.
+var (
+	// ErrNotFound says that no such user, token, key, grant or certificate exists.
+	ErrNotFound = errors.New("users: not found")
+	// ErrExists says that the name is taken, or that the user holds this grant already.
+	ErrExists = errors.New("users: exists already")
+	// ErrInUse says that something else still depends on what should go.
+	ErrInUse = errors.New("users: still in use")
+	// ErrName says that a name has characters or a length that is not accepted.
+	ErrName = errors.New("users: name not acceptable")
+	// ErrPINChangeInFlight says that a PIN change of this token was begun and not yet settled.
+	ErrPINChangeInFlight = errors.New("users: a PIN change of this token is in flight")
+)
+
+// Role says what a grant allows.
+type Role string
+
+// The roles. A token manager may create, adopt and import keys on a token and change
+// its PIN; a manager may sign with one key and grant it; a signer may sign.
+const (
+	RoleTokenManager Role = "token-manager"
+	RoleManager      Role = "manager"
+	RoleSigner       Role = "signer"
+)
+
+// User is somebody with a client certificate whose Common Name is Name.
+type User struct {
+	ID        int64
+	Name      string
+	Disabled  bool
+	CreatedAt time.Time
+}
+
+// Token says where a token is and how to open it.
+type Token struct {
+	ID          int64
+	Name        string
+	Driver      string // "pkcs11" or "soft"
+	Location    string // pkcs11: the module's path; soft: the directory
+	Serial      string // what the token calls itself; grants are bound to it
+	Label       string
+	Hardware    bool
+	MaxSessions int   // 0: the driver's default
+	Reload      int64 // counts `token reload`; the daemon reopens the token when it grows
+	PINStaged   bool  // a PIN change is in flight
+	CreatedAt   time.Time
+}
+
+// Origin says how a key came under Chancery's care.
+type Origin string
+
+// The origins. Only a generated key was never outside its token.
+const (
+	OriginGenerated Origin = "generated"
+	OriginAdopted   Origin = "adopted"
+	OriginImported  Origin = "imported"
+)
+
+// Key is one registered signing key.
+type Key struct {
+	ID           int64
+	Name         string
+	TokenID      int64
+	TokenKeyID   []byte // the identifier on the token (CKA_ID)
+	Algorithm    token.Algorithm
+	Public       []byte // DER SubjectPublicKeyInfo
+	Handle       string // upper-case hex SHA-256 of Public
+	Origin       Origin
+	Disabled     bool
+	CreatedAt    time.Time
+	Certificates []Certificate // X.509 first, then OpenPGP, each by ascending ID
+}
+
+// CertificateKind is the format of a certificate.
+type CertificateKind string
+
+// The kinds.
+const (
+	CertificateX509    CertificateKind = "x509"
+	CertificateOpenPGP CertificateKind = "openpgp"
+)
+
+// Certificate is a public certificate over a key.
+type Certificate struct {
+	ID          int64
+	KeyID       int64
+	Kind        CertificateKind
+	Name        string
+	Fingerprint string // upper-case hex: SHA-256 of the DER, or the OpenPGP fingerprint
+	Armored     string // PEM or ASCII armour
+	CreatedAt   time.Time
+}
+
+// Grant lets one user use one key (or manage one token) and holds the PIN wrapped for them.
+type Grant struct {
+	ID         int64
+	UserID     int64
+	TokenID    int64
+	KeyID      int64 // 0 exactly for RoleTokenManager
+	Role       Role
+	Expires    time.Time // zero: never
+	Generation int64     // grows with every change; what a live session unlocked under another one is void
+	Access     access.PublicKey
+	Wrapped    []byte
+	Staged     []byte // nil unless a PIN change is in flight
+	CreatedAt  time.Time
+	CreatedBy  string // a user's name, or "operator"
+}
+
+// Expired tells whether the grant has run out at the given time.
+func (g *Grant) Expired(now time.Time) bool {
+	return !g.Expires.IsZero() && !now.Before(g.Expires)
+}
