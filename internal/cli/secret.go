@@ -1,0 +1,147 @@
+package cli
+
+import (
+	"bytes"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/term"
+)
+
+// maxSecretSize bounds what is read as a secret, in bytes.
+const maxSecretSize = 4096
+
+// Secret says where one secret comes from: a file, a systemd credential, a file
+// descriptor, or else a prompt on the terminal. It never comes from an argument,
+// the environment or the configuration's text.
+type Secret struct {
+	What       string // "passphrase for key \"release\"": completes prompts and errors
+	File       string
+	Credential string // a name below $CREDENTIALS_DIRECTORY
+	Descriptor int    // -1: none
+}
+
+// AddFlags registers --NAME-file, --NAME-credential and --NAME-fd.
+func (s *Secret) AddFlags(flags *pflag.FlagSet, name string) {
+	flags.StringVar(&s.File, name+"-file", "", "read the "+s.What+" from this file")
+	flags.StringVar(&s.Credential, name+"-credential", "", "read the "+s.What+" from this systemd credential")
+	flags.IntVar(&s.Descriptor, name+"-fd", -1, "read the "+s.What+" from this file descriptor")
+}
+
+// Given tells whether the secret comes from elsewhere than a prompt.
+func (s *Secret) Given() bool {
+	return s.File != "" || s.Credential != "" || s.Descriptor >= 0
+}
+
+// Read returns the secret; the caller clears it after use. One line end at its end is dropped.
+func (s *Secret) Read() ([]byte, error) {
+	secret, given, err := s.readGiven()
+	if err != nil || given {
+		return secret, err
+	}
+	return prompt(s.What)
+}
+
+// ReadNew is Read for a secret that is being chosen: a prompt asks twice.
+func (s *Secret) ReadNew() ([]byte, error) {
+	secret, given, err := s.readGiven()
+	if err != nil || given {
+		return secret, err
+	}
+	if secret, err = prompt("new " + s.What); err != nil {
+		return nil, err
+	}
+	again, err := prompt("new " + s.What + " again")
+	if err != nil {
+		return nil, err
+	}
+	defer clear(again)
+	if subtle.ConstantTimeCompare(secret, again) != 1 {
+		clear(secret)
+		return nil, Usage("the two entries of the %s differ; nothing was changed", s.What)
+	}
+	return secret, nil
+}
+
+func (s *Secret) readGiven() (secret []byte, given bool, err error) {
+	sources := 0
+	for _, set := range []bool{s.File != "", s.Credential != "", s.Descriptor >= 0} {
+		if set {
+			sources++
+		}
+	}
+	if sources > 1 {
+		return nil, false, Usage("give the %s in one way only: file, credential or descriptor", s.What)
+	}
+	switch {
+	case s.File != "":
+		secret, err = s.readFile(s.File)
+	case s.Credential != "":
+		secret, err = s.readCredential()
+	case s.Descriptor >= 0:
+		secret, err = s.readAll(os.NewFile(uintptr(s.Descriptor), "descriptor"))
+	}
+	return secret, sources == 1, err
+}
+
+func (s *Secret) readCredential() ([]byte, error) {
+	directory := os.Getenv("CREDENTIALS_DIRECTORY")
+	if directory == "" {
+		return nil, Usage("the %s should come from credential %q, but $CREDENTIALS_DIRECTORY is not set: start this from a systemd unit with LoadCredential=", s.What, s.Credential)
+	}
+	if filepath.Base(s.Credential) != s.Credential {
+		return nil, Usage("credential %q is not a plain file name", s.Credential)
+	}
+	return s.readFile(filepath.Join(directory, s.Credential))
+}
+
+func (s *Secret) readFile(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, &Error{Exit: ExitUsage, Code: "secret_unreadable", Message: fmt.Sprintf("cannot read the %s: %s", s.What, err), Cause: err}
+	}
+	return s.readAll(f)
+}
+
+func (s *Secret) readAll(f *os.File) ([]byte, error) {
+	defer f.Close()
+	buffer := make([]byte, maxSecretSize+1)
+	n, err := io.ReadFull(f, buffer)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		clear(buffer)
+		return nil, &Error{Exit: ExitUsage, Code: "secret_unreadable", Message: fmt.Sprintf("cannot read the %s: %s", s.What, err), Cause: err}
+	}
+	if n > maxSecretSize {
+		clear(buffer)
+		return nil, Usage("the %s is longer than %d bytes", s.What, maxSecretSize)
+	}
+	secret := bytes.TrimSuffix(bytes.TrimSuffix(buffer[:n], []byte("\n")), []byte("\r"))
+	if len(secret) == 0 {
+		return nil, Usage("the %s is empty", s.What)
+	}
+	return secret, nil
+}
+
+// prompt asks on the terminal itself, so that it works while standard input is a pipe.
+func prompt(what string) ([]byte, error) {
+	tty, err := openTerminal()
+	if err != nil {
+		return nil, Usage("no terminal to ask for the %s: give it by file, credential or descriptor", what)
+	}
+	defer tty.Close()
+	fmt.Fprintf(tty, "%s: ", what)
+	secret, err := term.ReadPassword(int(tty.Fd()))
+	fmt.Fprintln(tty)
+	if err != nil {
+		return nil, Usage("nothing was entered for the %s", what)
+	}
+	if len(secret) == 0 || len(secret) > maxSecretSize {
+		return nil, Usage("the %s must have 1 to %d bytes", what, maxSecretSize)
+	}
+	return secret, nil
+}
