@@ -41,6 +41,8 @@ var (
 	ErrUnsupported = errors.New("token: not supported by this token")
 	// ErrBusy says that no session became free before the deadline. A retry helps.
 	ErrBusy = errors.New("token: busy")
+	// ErrClosed says that the token was closed. It has to be opened again.
+	ErrClosed = errors.New("token: closed")
 	// ErrMismatch says that a key's private and public halves, or the public half and what was expected, differ.
 	ErrMismatch = errors.New("token: key does not match its public half")
 )
@@ -54,7 +56,7 @@ type Info struct {
 	Model        string
 	Hardware     bool // false for software tokens, SoftHSM among them
 	LoggedIn     bool
-	MaxSessions  int // sessions this driver opens at most
+	MaxSessions  int // sessions this driver opens at most; more calls at once than this gain nothing
 	PIN          PINState
 	Algorithms   []Algorithm // what Generate accepts here
 }
