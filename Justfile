@@ -1,0 +1,65 @@
+# The habits of this project. `./bootstrap RECIPE` installs what a recipe needs and then runs it.
+
+set positional-arguments
+
+tools := "go tool -modfile=tools/go.mod"
+
+# list the recipes
+default:
+    @just --list
+
+# sign real files through client, bridge and server and have others verify them: demo [--softhsm] [FILE...]
+demo *args: build
+    @scripts/demo "$@"
+
+# build the three programs into bin/
+build:
+    CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/chancery ./cmd/chancery-bridge
+    CGO_ENABLED=1 go build -trimpath -o bin/ ./cmd/chancery-server
+
+# run every test under the race detector
+test *args:
+    go test -race -timeout 14m "$@" ./...
+
+# all that can be told without running the main job: format, vet, staticcheck, vulnerabilities, other systems, module files
+check: format-check vet portable vulnerabilities modules
+
+[private]
+format-check:
+    @test -z "$(gofmt -l .)" || { echo "gofmt wants:"; gofmt -l .; exit 1; }
+
+[private]
+vet:
+    go vet ./...
+    {{tools}} staticcheck ./...
+    go test -count=1 -run '^TestImports' ./internal/imports
+
+# client and bridge must build without cgo wherever people run them
+[private]
+portable:
+    @scripts/portable
+
+[private]
+vulnerabilities:
+    @scripts/vulnerabilities
+
+[private]
+modules:
+    go mod verify
+    go mod tidy -diff
+
+# run every fuzz target for a while each: fuzz [DURATION]
+fuzz duration="10s":
+    @scripts/fuzz "{{duration}}"
+
+# measure: ratios of our chain against the raw token and the bare tunnel, in one run
+bench *args:
+    go test -run '^$' -bench . -benchtime 2s "$@" ./e2e ./tunnel ./tunnel/wire ./token/...
+
+# rewrite all Go files as gofmt wants them
+format:
+    gofmt -w .
+
+# remove what build and demo made
+clean:
+    rm -rf bin
