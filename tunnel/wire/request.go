@@ -1,0 +1,114 @@
+package wire
+
+import (
+	"encoding/hex"
+	"fmt"
+
+	"github.com/google/uuid"
+)
+
+// Request is one question of a client.
+type Request struct {
+	Session uuid.UUID // for logs only: no side compares it
+	ID      uint64    // chosen by the client, repeated in the response
+	Body    RequestBody
+}
+
+// RequestBody is one of *WhoAmI, *ListKeys, *GetKey, *Unlock, *Sign and *SignAll.
+type RequestBody interface {
+	// Name is the request's tag on the wire, fit for logs.
+	Name() string
+	appendFields(dst []byte) []byte
+}
+
+// WhoAmI asks for the user's name as the server knows it.
+type WhoAmI struct{}
+
+// ListKeys asks for all keys that the user may use.
+type ListKeys struct{}
+
+// GetKey asks for one key.
+type GetKey struct{ Key string }
+
+// Unlock opens a key for this connection.
+type Unlock struct {
+	Key      string
+	Password Secret
+}
+
+// Digest is a hash value as it was sent. Its hexadecimal form is kept because
+// version 2 repeats it in the response, letter case included.
+type Digest struct {
+	Algorithm DigestAlgorithm
+	Hex       string
+}
+
+// NewDigest returns the digest in lower-case hexadecimal.
+func NewDigest(algorithm DigestAlgorithm, sum []byte) Digest {
+	return Digest{Algorithm: algorithm, Hex: hex.EncodeToString(sum)}
+}
+
+// Bytes decodes the digest. The error has CodeDigestInvalid when it is not
+// hexadecimal or not as long as its hash function says.
+func (d Digest) Bytes() ([]byte, error) {
+	sum, err := hex.DecodeString(d.Hex)
+	if err != nil {
+		return nil, Errorf(CodeDigestInvalid, "the %s digest is not hexadecimal", d.Algorithm)
+	}
+	if len(sum) != d.Algorithm.Size() || len(sum) == 0 {
+		return nil, Errorf(CodeDigestInvalid, "the %s digest has %d bytes instead of %d", d.Algorithm, len(sum), d.Algorithm.Size())
+	}
+	return sum, nil
+}
+
+// Sign asks for one signature: over Digest, or over Message for keys that sign
+// whole messages (Ed25519, chancery/1 only).
+type Sign struct {
+	Key     string
+	Scheme  Scheme // chancery/1 only
+	Digest  Digest // its zero value when Message is set
+	Message []byte // nil when Digest is set; may be empty but not nil otherwise
+}
+
+// SignAll asks for several signatures with one key; exactly one of Digests and
+// Messages is not nil. Either all succeed or none is answered.
+type SignAll struct {
+	Key      string
+	Scheme   Scheme // chancery/1 only
+	Digests  []Digest
+	Messages [][]byte // chancery/1 only
+}
+
+// Name returns "who_am_i".
+func (*WhoAmI) Name() string { return "who_am_i" }
+
+// Name returns "list_keys".
+func (*ListKeys) Name() string { return "list_keys" }
+
+// Name returns "get_key".
+func (*GetKey) Name() string { return "get_key" }
+
+// Name returns "unlock".
+func (*Unlock) Name() string { return "unlock" }
+
+// Name returns "sign".
+func (*Sign) Name() string { return "sign" }
+
+// Name returns "sign_all".
+func (*SignAll) Name() string { return "sign_all" }
+
+// UnsupportedError is well-formed JSON that is not a request the server knows.
+// The server answers UnsupportedReply with this id and its own session's, and
+// the connection goes on.
+type UnsupportedError struct {
+	RequestID uint64 // the request's, or zero where it had none that is readable
+	cause     error
+}
+
+// Error describes the request's fault for the log.
+func (e *UnsupportedError) Error() string {
+	return fmt.Sprintf("wire: unsupported request %d: %v", e.RequestID, e.cause)
+}
+
+// Unwrap returns the fault.
+func (e *UnsupportedError) Unwrap() error { return e.cause }
