@@ -7,6 +7,9 @@ import (
 	"crypto/rsa"
 	"fmt"
 	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // Limits of what names a key on a token.
@@ -79,11 +82,23 @@ func CheckSpec(spec KeySpec, offered []Algorithm) error {
 	if len(spec.ID) < 1 || len(spec.ID) > MaxIDLength {
 		return fmt.Errorf("key identifier of %d bytes, not 1 to %d", len(spec.ID), MaxIDLength)
 	}
-	if len(spec.Label) > MaxLabelLength {
-		return fmt.Errorf("key label of %d bytes, more than %d", len(spec.Label), MaxLabelLength)
+	if err := CheckLabel(spec.Label); err != nil {
+		return err
 	}
 	if !slices.Contains(offered, spec.Algorithm) {
 		return fmt.Errorf("%q keys, this token makes %v: %w", spec.Algorithm, offered, ErrUnsupported)
+	}
+	return nil
+}
+
+// CheckLabel refuses labels that are too long, or that a terminal or a token
+// would show as something else: not UTF-8, or with control characters.
+func CheckLabel(label string) error {
+	if len(label) > MaxLabelLength {
+		return fmt.Errorf("label of %d bytes, more than %d", len(label), MaxLabelLength)
+	}
+	if !utf8.ValidString(label) || strings.ContainsFunc(label, unicode.IsControl) {
+		return fmt.Errorf("label %q is not plain UTF-8 text", label)
 	}
 	return nil
 }
