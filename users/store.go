@@ -9,8 +9,13 @@ import (
 // one transaction, durable when it returns, and moves Revision. Methods are
 // safe for use by several goroutines and by several processes at once.
 //
-// Names are looked up exactly. Errors: ErrNotFound, ErrExists, ErrInUse, ErrName,
-// wrapped with the name concerned; anything else is the database's own trouble.
+// Names are looked up exactly. Errors: ErrNotFound, ErrExists, ErrInUse, ErrName, ErrStale and
+// ErrPINChangeInFlight, wrapped with the name concerned; anything else is the database's own trouble.
+//
+// A wrapped PIN is computed from an earlier Snapshot. So that a PIN change in between cannot leave
+// a wrap of the old PIN behind, each grant carries the PINVersion that it was computed under:
+// methods that take a grant refuse another one than the token's with ErrStale, and so they do
+// when Staged is not there exactly while a PIN change is in flight.
 type Store interface {
 	// Snapshot reads everything in one consistent read.
 	Snapshot(ctx context.Context) (*Snapshot, error)
@@ -25,7 +30,8 @@ type Store interface {
 	// AddToken registers a token together with its first token manager's grant:
 	// a token without one would be of no use to anybody.
 	AddToken(ctx context.Context, t Token, manager Grant) (Token, error)
-	// RequestReload grows the token's Reload counter.
+	// RequestReload grows the token's Reload counter and forgets that the token rejected a PIN:
+	// an operator says that the token is in order again.
 	RequestReload(ctx context.Context, name string) error
 	// RemoveToken forgets a token and its token managers' grants; ErrInUse while keys are registered on it.
 	RemoveToken(ctx context.Context, name string) error
@@ -39,18 +45,24 @@ type Store interface {
 
 	// AddGrant stores a grant. ErrExists when the user holds one on the same key (or token) already.
 	AddGrant(ctx context.Context, g Grant) (Grant, error)
-	// ReplaceGrant changes access key, wraps, role and expiry of the grant with g.ID and grows its Generation.
+	// ReplaceGrant changes access key, wraps, role and expiry of the grant with g.ID and grows its
+	// Generation. ErrStale when the grant's Generation is no longer g.Generation.
 	ReplaceGrant(ctx context.Context, g Grant) (Grant, error)
 	RevokeGrant(ctx context.Context, id int64) error
 
-	// StagePIN stores the new PIN's wraps, one for every grant of the token (by grant ID), beside the current ones
-	// and marks the token. It fails with ErrPINChangeInFlight when the token is marked already, and when grants came or
-	// went since the caller read them.
-	StagePIN(ctx context.Context, tokenID int64, staged map[int64][]byte) error
-	// CommitPIN makes the staged wraps the current ones: the token has the new PIN.
-	CommitPIN(ctx context.Context, tokenID int64) error
-	// AbandonPIN drops the staged wraps: the token still has the old PIN.
-	AbandonPIN(ctx context.Context, tokenID int64) error
+	// StagePIN stores the new PIN's wraps beside the current ones and returns the PINVersion of
+	// the change now in flight. It takes all grants of the token as the caller read them, with
+	// Staged filled in. ErrPINChangeInFlight when one is in flight already; ErrStale
+	// when a grant came, went or changed since.
+	StagePIN(ctx context.Context, tokenID int64, grants []Grant) (version int64, err error)
+	// CommitPIN makes the staged wraps the current ones: the token has the new PIN. The version
+	// is that of the change in flight; ErrStale when it is not, because somebody else settled it.
+	CommitPIN(ctx context.Context, tokenID, version int64) error
+	// AbandonPIN drops the staged wraps: the token still has the old PIN. ErrStale as with CommitPIN.
+	AbandonPIN(ctx context.Context, tokenID, version int64) error
+	// RejectPIN remembers that the token rejected its current PIN, or the staged one, of that
+	// version, so that no process sends it again. ErrStale when the token's PIN moved on.
+	RejectPIN(ctx context.Context, tokenID, version int64, staged bool) error
 
 	Close() error
 }

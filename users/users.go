@@ -12,8 +12,13 @@
 // A token and a database cannot change in one transaction. So every grant of the token
 // first receives a second, staged wrap of the new PIN (StagePIN), then the token
 // itself changes, then the staged wraps replace the old ones (CommitPIN). Killed anywhere
-// between, either wrap may be the right one: whoever logs in next tries Wrapped,
-// and if the token rejects it, Staged; the outcome decides between CommitPIN and AbandonPIN.
+// between, either wrap may be the right one: whoever logs in next tries Wrapped, and
+// if the token rejects it, Staged, which proves that the token has changed and is followed by CommitPIN:
+// function Login does that for everybody. The opposite proves nothing: where Wrapped
+// is still right, another process may be about to change the token. So only the change itself
+// goes back (AbandonPIN), when the token has refused the new PIN; an interrupted one is completed.
+// Grants made meanwhile carry both wraps. Sessions unlocked earlier stay unlocked: the Generation of a grant does
+// not move with the PIN.
 package users
 
 import (
@@ -36,6 +41,12 @@ var (
 	ErrName = errors.New("users: name not acceptable")
 	// ErrPINChangeInFlight says that a PIN change of this token was begun and not yet settled.
 	ErrPINChangeInFlight = errors.New("users: a PIN change of this token is in flight")
+	// ErrStale says that what the caller had read has changed since. Reading it again and trying once more helps.
+	ErrStale = errors.New("users: changed meanwhile")
+	// ErrPINRejected says that the token rejected this PIN earlier, so that it is not sent again.
+	ErrPINRejected = errors.New("users: the token rejected this PIN earlier")
+	// ErrFinalTry says that the token's next wrong PIN would lock it, so that none is sent.
+	ErrFinalTry = errors.New("users: the next wrong PIN locks the token")
 )
 
 // Role says what a grant allows.
@@ -68,8 +79,12 @@ type Token struct {
 	Hardware    bool
 	MaxSessions int   // 0: the driver's default
 	Reload      int64 // counts `token reload`; the daemon reopens the token when it grows
+	PINVersion  int64 // moves whenever the PIN changes, or a change of it begins or is given up; never repeats
 	PINStaged   bool  // a PIN change is in flight
 	CreatedAt   time.Time
+
+	PINRejected    bool // the token rejected what Wrapped holds
+	StagedRejected bool // the token rejected what Staged holds
 }
 
 // Origin says how a key came under Chancery's care.
@@ -125,7 +140,8 @@ type Grant struct {
 	KeyID      int64 // 0 exactly for RoleTokenManager
 	Role       Role
 	Expires    time.Time // zero: never
-	Generation int64     // grows with every change; what a live session unlocked under another one is void
+	Generation int64     // grows with every change but the PIN's; what a live session unlocked under another one is void
+	PINVersion int64     // the token's when Wrapped and Staged were made
 	Access     access.PublicKey
 	Wrapped    []byte
 	Staged     []byte // nil unless a PIN change is in flight

@@ -1,0 +1,112 @@
+package users
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"chancery/access"
+	"chancery/token"
+)
+
+// PINs is what one grant holds, unwrapped. Clear it after use.
+type PINs struct {
+	Current []byte
+	Staged  []byte // nil unless a PIN change is in flight
+}
+
+// Clear overwrites both PINs.
+func (p PINs) Clear() {
+	clear(p.Current)
+	clear(p.Staged)
+}
+
+// Unwrap opens what the grant holds. It asks no token, so a wrong passphrase costs none of the
+// token's tries. Errors: access.ErrWrongPassphrase; ErrNotFound when the snapshot lacks the
+// grant's user, token or key.
+func (s *Snapshot) Unwrap(g *Grant, key *access.Key) (PINs, error) {
+	binding, ok := s.Binding(g)
+	if !ok {
+		return PINs{}, fmt.Errorf("users: grant %d: its user, token or key: %w", g.ID, ErrNotFound)
+	}
+	current, err := key.Unwrap(g.Wrapped, binding)
+	if err != nil || g.Staged == nil {
+		return PINs{Current: current}, err
+	}
+	staged, err := key.Unwrap(g.Staged, binding)
+	if err != nil {
+		clear(current)
+		return PINs{}, err
+	}
+	return PINs{Current: current, Staged: staged}, nil
+}
+
+// Ledger is the part of a Store that remembers what a token said of a PIN.
+type Ledger interface {
+	CommitPIN(ctx context.Context, tokenID, version int64) error
+	RejectPIN(ctx context.Context, tokenID, version int64, staged bool) error
+}
+
+// Login logs in to an open token with what a grant holds. While a PIN change is in flight it
+// tries the current PIN and then the staged one, and commits the change once the
+// token has taken the latter. A PIN that the token rejects is written to the ledger
+// before anything else is tried and never sent again; none is sent when the token says that the next
+// wrong one locks it. When the token is logged in already nothing is sent, and nothing learned.
+//
+// Record is the token as it stood in the snapshot that the grant came from. Callers
+// let no two logins of one open token run at once. Errors: token.ErrPINIncorrect, ErrPINRejected,
+// ErrFinalTry, token.ErrPINLocked, token.ErrTokenAbsent, and the ledger's.
+func Login(ctx context.Context, ledger Ledger, record Token, open token.Token, pins PINs) error {
+	info, err := open.Info(ctx)
+	if err != nil {
+		return fmt.Errorf("users: token %q: %w", record.Name, err)
+	}
+	if info.LoggedIn {
+		return nil
+	}
+	err = try(ctx, ledger, record, open, pins.Current, false)
+	if pins.Staged == nil || !errors.Is(err, token.ErrPINIncorrect) && !errors.Is(err, ErrPINRejected) {
+		return err
+	}
+	if err := try(ctx, ledger, record, open, pins.Staged, true); err != nil {
+		return err
+	}
+	err = ledger.CommitPIN(ctx, record.ID, record.PINVersion)
+	if errors.Is(err, ErrStale) {
+		return nil // another process has settled the same change
+	}
+	return err
+}
+
+// try sends one PIN, unless it or the token's retry counter forbids it.
+func try(ctx context.Context, ledger Ledger, record Token, open token.Token, pin []byte, staged bool) error {
+	if staged && record.StagedRejected || !staged && record.PINRejected {
+		return fmt.Errorf("%w: token %q: an operator who knows its PIN repairs the grants with \"token repair-pin\", or lets the same PIN be tried again with \"token reload\"", ErrPINRejected, record.Name)
+	}
+	if err := MayTry(ctx, record.Name, open); err != nil {
+		return err
+	}
+	err := open.Login(ctx, pin)
+	if !errors.Is(err, token.ErrPINIncorrect) {
+		return err
+	}
+	if ledgerErr := ledger.RejectPIN(ctx, record.ID, record.PINVersion, staged); ledgerErr != nil && !errors.Is(ledgerErr, ErrStale) {
+		return errors.Join(err, ledgerErr)
+	}
+	return err
+}
+
+// MayTry tells why no PIN may be sent to a token now: ErrFinalTry, token.ErrPINLocked, or
+// the error of asking it; nil when one may. The name is for the error's text.
+func MayTry(ctx context.Context, name string, open token.Token) error {
+	info, err := open.Info(ctx)
+	switch {
+	case err != nil:
+		return fmt.Errorf("users: token %q: %w", name, err)
+	case info.PIN.Locked:
+		return fmt.Errorf("users: token %q: %w: its security officer has to set a new PIN", name, token.ErrPINLocked)
+	case info.PIN.FinalTry:
+		return fmt.Errorf("%w: token %q: no PIN is sent until somebody has logged in with the right one by the token's own tool", ErrFinalTry, name)
+	}
+	return nil
+}
