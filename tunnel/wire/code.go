@@ -22,7 +22,6 @@ const (
 	CodeDigestInvalid     Code = "digest_invalid"
 	CodeAlgorithmMismatch Code = "algorithm_mismatch"
 	CodeTokenAbsent       Code = "token_absent"
-	CodeTokenDisabled     Code = "token_disabled"
 	CodeTokenLocked       Code = "token_locked"
 	CodeTokenPINRejected  Code = "token_pin_rejected"
 	CodeTokenBusy         Code = "token_busy"
@@ -80,7 +79,6 @@ var codes = []struct {
 	{CodeDigestInvalid, advice{"the digest is not hexadecimal or its length does not fit its hash function", RetryNo, 0, ExitFailed}},
 	{CodeAlgorithmMismatch, advice{"this key cannot sign that way; choose a hash and scheme that fit its algorithm", RetryNo, 0, ExitFailed}},
 	{CodeTokenAbsent, advice{"the token that holds this key is absent; the server keeps looking for it, unlock again later", RetryLater, 5 * time.Second, ExitToken}},
-	{CodeTokenDisabled, advice{"the token that holds this key is disabled; ask the server's operator", RetryNo, 0, ExitDenied}},
 	{CodeTokenLocked, advice{"the token refuses every PIN; its security officer must unlock it", RetryNo, 0, ExitToken}},
 	{CodeTokenPINRejected, advice{"the token rejected the PIN kept in your grant, and it is not sent again; ask the server's operator to check the token and reload it", RetryNo, 0, ExitToken}},
 	{CodeTokenBusy, advice{"the token did not answer in time; try again", RetryLater, time.Second, ExitUnreachable}},
