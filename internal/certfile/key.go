@@ -1,0 +1,126 @@
+package certfile
+
+import (
+	"crypto"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/youmark/pkcs8"
+)
+
+// readKey reads the first private key of a PEM file.
+func readKey(path string, passphrase func() ([]byte, error)) (crypto.Signer, error) {
+	rest, err := readFile(path, private)
+	if err != nil {
+		return nil, err
+	}
+	defer clear(rest)
+	for {
+		var block *pem.Block
+		block, rest = pem.Decode(rest)
+		if block == nil {
+			return nil, fmt.Errorf("%w: %q holds no private key; it must be PEM (BEGIN PRIVATE KEY)", ErrUnusable, path)
+		}
+		if !strings.HasSuffix(block.Type, "PRIVATE KEY") {
+			continue
+		}
+		defer clear(block.Bytes)
+		key, err := parseKey(path, block, passphrase)
+		if err != nil {
+			return nil, err
+		}
+		signer, ok := key.(crypto.Signer)
+		if !ok {
+			return nil, fmt.Errorf("%w: the key in %q cannot sign; use an ECDSA, Ed25519 or RSA key", ErrUnusable, path)
+		}
+		return signer, nil
+	}
+}
+
+func parseKey(path string, block *pem.Block, passphrase func() ([]byte, error)) (key any, err error) {
+	if block.Headers["DEK-Info"] != "" {
+		return nil, fmt.Errorf("%w: the key in %q is protected in an old form that is not safe; "+
+			"convert it with: openssl pkcs8 -topk8 -v2 aes-256-cbc -in OLD -out NEW", ErrUnusable, path)
+	}
+	switch block.Type {
+	case "PRIVATE KEY":
+		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+	case "EC PRIVATE KEY":
+		key, err = x509.ParseECPrivateKey(block.Bytes)
+	case "RSA PRIVATE KEY":
+		key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
+	case "ENCRYPTED PRIVATE KEY":
+		return decryptKey(path, block.Bytes, passphrase)
+	default:
+		return nil, fmt.Errorf("%w: %q holds a %q, which is not supported; convert it with: openssl pkcs8 -topk8", ErrUnusable, path, block.Type)
+	}
+	if err != nil {
+		// The cause would quote bytes of the key's encoding.
+		return nil, fmt.Errorf("%w: the private key in %q cannot be read; is the file damaged?", ErrUnusable, path)
+	}
+	return key, nil
+}
+
+// decryptKey opens a PKCS#8 key that is protected by PBES2 (RFC 8018).
+func decryptKey(path string, der []byte, passphrase func() ([]byte, error)) (any, error) {
+	if passphrase == nil {
+		return nil, fmt.Errorf("%w: the key %q is protected by a passphrase; configure where the passphrase comes from", ErrUnusable, path)
+	}
+	secret, err := passphrase()
+	if err != nil {
+		return nil, fmt.Errorf("%w: passphrase for the key %q: %w", ErrUnusable, path, err)
+	}
+	defer clear(secret)
+	if len(secret) == 0 {
+		return nil, fmt.Errorf("%w: the passphrase for the key %q is empty", ErrUnusable, path)
+	}
+	key, _, err := pkcs8.ParsePrivateKey(der, secret)
+	if err == nil {
+		return key, nil
+	}
+	if strings.Contains(err.Error(), "supported") {
+		return nil, fmt.Errorf("%w: the protection of the key %q is not supported; "+
+			"convert it with: openssl pkcs8 -topk8 -v2 aes-256-cbc -v2prf hmacWithSHA256 -in OLD -out NEW", ErrUnusable, path)
+	}
+	return nil, fmt.Errorf("%w: the passphrase does not open the key %q; try again", ErrUnusable, path)
+}
+
+// private refuses a key file that its owner shares with others. It judges the
+// opened file, so that it cannot be swapped in between. A credential from
+// systemd is readable by its group and protected by its directory.
+func private(file *os.File) error {
+	if runtime.GOOS == "windows" { // its permission bits say nothing
+		return nil
+	}
+	info, err := file.Stat()
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrUnusable, err)
+	}
+	if info.Mode().Perm()&0o077 == 0 || isCredential(file.Name()) {
+		return nil
+	}
+	return fmt.Errorf("%w: the private key %q can be read or changed by others (mode %04o); run: chmod 600 %s",
+		ErrUnusable, file.Name(), info.Mode().Perm(), file.Name())
+}
+
+// isCredential tells whether a path lies, symbolic links resolved, in the
+// directory of systemd's credentials.
+func isCredential(path string) bool {
+	directory := os.Getenv("CREDENTIALS_DIRECTORY")
+	if directory == "" {
+		return false
+	}
+	directory, dirErr := filepath.EvalSymlinks(directory)
+	path, pathErr := filepath.EvalSymlinks(path)
+	if errors.Join(dirErr, pathErr) != nil {
+		return false
+	}
+	relative, err := filepath.Rel(directory, path)
+	return err == nil && filepath.IsLocal(relative)
+}
