@@ -61,6 +61,9 @@ func Login(ctx context.Context, ledger Ledger, record Token, open token.Token, p
 	if err != nil {
 		return fmt.Errorf("users: token %q: %w", record.Name, err)
 	}
+	if info.Serial != record.Serial {
+		return fmt.Errorf("users: token %q: %w: another token, with serial number %q instead of %q, is in its place", record.Name, token.ErrTokenAbsent, info.Serial, record.Serial)
+	}
 	if info.LoggedIn {
 		return nil
 	}

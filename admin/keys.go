@@ -1,0 +1,297 @@
+package admin
+
+import (
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"strings"
+
+	"chancery/access"
+	"chancery/token"
+	"chancery/users"
+)
+
+// KeySpec names a key to be registered.
+type KeySpec struct {
+	Name  string // Chancery's name for it, and the label of a new object on the token
+	Token string
+	// Manager is the key's first manager; its zero value is the actor with their own passphrase.
+	Manager Grantee
+}
+
+// AdoptSpec names a key that is on the token already: by its identifier (CKA_ID) or,
+// where that is empty, by its label.
+type AdoptSpec struct {
+	KeySpec
+	ID    []byte
+	Label string
+}
+
+const keyIDSize = 16 // bytes, at random: no two keys on a token ever share one
+
+// CreateKey makes a key inside a token. The actor is one of the token's managers. When the key
+// cannot be registered it is destroyed again. Errors: token.ErrUnsupported for an
+// algorithm that the token does not make; users.ErrExists for a name in use.
+func (o *Office) CreateKey(ctx context.Context, actor Actor, spec KeySpec, algorithm token.Algorithm) (users.Key, error) {
+	return o.newKey(ctx, actor, spec, users.OriginGenerated, func(ctx context.Context, open token.Token, id []byte) (token.Key, error) {
+		return open.Generate(ctx, token.KeySpec{ID: id, Label: spec.Name, Algorithm: algorithm})
+	})
+}
+
+// ImportKey puts a private key (*rsa.PrivateKey, *ecdsa.PrivateKey or ed25519.PrivateKey)
+// into a token. The actor is one of the token's managers. When the key cannot be
+// registered it is removed from the token again. Errors: as CreateKey.
+func (o *Office) ImportKey(ctx context.Context, actor Actor, spec KeySpec, private crypto.PrivateKey) (users.Key, error) {
+	signer, ok := private.(crypto.Signer)
+	if !ok {
+		return users.Key{}, fmt.Errorf("%w: a private key of type %T cannot sign", ErrRequest, private)
+	}
+	algorithm, err := token.AlgorithmOf(signer.Public())
+	if err != nil {
+		return users.Key{}, fmt.Errorf("key %q: %w", spec.Name, err)
+	}
+	return o.newKey(ctx, actor, spec, users.OriginImported, func(ctx context.Context, open token.Token, id []byte) (token.Key, error) {
+		return open.Import(ctx, token.KeySpec{ID: id, Label: spec.Name, Algorithm: algorithm}, private)
+	})
+}
+
+// AdoptKey registers a key that is on a token already, after it has signed a test message. The actor is one of the
+// token's managers. Errors: token.ErrNoKey; token.ErrUnsupported; users.ErrExists when it is registered already.
+func (o *Office) AdoptKey(ctx context.Context, actor Actor, spec AdoptSpec) (users.Key, error) {
+	var adopted users.Key
+	err := o.withToken(ctx, actor, spec.KeySpec, func(open token.Token, register registrar) error {
+		id, err := findKey(ctx, open, spec)
+		if err != nil {
+			return err
+		}
+		key, err := open.Key(ctx, id)
+		if err != nil {
+			return fmt.Errorf("key %x on token %q: %w", id, spec.Token, err)
+		}
+		if err := proveKey(ctx, key); err != nil {
+			return fmt.Errorf("key %x on token %q: %w", id, spec.Token, err)
+		}
+		adopted, err = register(ctx, key, users.OriginAdopted)
+		return err
+	})
+	return adopted, err
+}
+
+// registrar puts a key of the open token into the store with its first manager.
+type registrar func(context.Context, token.Key, users.Origin) (users.Key, error)
+
+// withToken checks all that can be checked beforehand, logs in as the actor and hands over the token.
+func (o *Office) withToken(ctx context.Context, actor Actor, spec KeySpec, act func(token.Token, registrar) error) error {
+	if err := users.CheckName(spec.Name); err != nil {
+		return err
+	}
+	to, err := o.recipient(spec.Manager, actor.User)
+	if err != nil {
+		return err
+	}
+	s, err := o.Store.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	if _, found := s.Key(spec.Name); found {
+		return fmt.Errorf("key %q: %w", spec.Name, users.ErrExists)
+	}
+	if _, err := enabledUser(s, to.name); err != nil {
+		return err
+	}
+	ring := newKeyring(actor.Passphrase)
+	p, err := o.tokenManager(s, actor, spec.Token, ring)
+	if err != nil {
+		return err
+	}
+	defer p.clear()
+	open, err := o.openFor(ctx, p)
+	if err != nil {
+		return err
+	}
+	defer open.Close()
+	return act(open, func(ctx context.Context, key token.Key, origin users.Origin) (users.Key, error) {
+		return o.register(ctx, registration{actor: actor, ring: ring, spec: spec, manager: to, key: key, origin: origin})
+	})
+}
+
+// newKey makes a key on the token, tests it and registers it, or takes it away again.
+func (o *Office) newKey(ctx context.Context, actor Actor, spec KeySpec, origin users.Origin, bring func(context.Context, token.Token, []byte) (token.Key, error)) (users.Key, error) {
+	var made users.Key
+	err := o.withToken(ctx, actor, spec, func(open token.Token, register registrar) error {
+		id := make([]byte, keyIDSize)
+		rand.Read(id)
+		key, err := bring(ctx, open, id)
+		if err != nil {
+			return fmt.Errorf("key %q: %w", spec.Name, err)
+		}
+		ctx, cancel := o.finishing(ctx)
+		defer cancel()
+		err = proveKey(ctx, key)
+		if err == nil {
+			made, err = register(ctx, key, origin)
+		}
+		if err != nil {
+			return o.takeBack(ctx, open, spec, id, err)
+		}
+		return nil
+	})
+	return made, err
+}
+
+// takeBack destroys a key that could not be registered, unless the store has it after all.
+func (o *Office) takeBack(ctx context.Context, open token.Token, spec KeySpec, id []byte, cause error) error {
+	if _, err := o.Store.Snapshot(ctx); err != nil {
+		return left(spec, id, cause)
+	}
+	if err := open.Destroy(ctx, id); err != nil {
+		return left(spec, id, errors.Join(cause, err))
+	}
+	return fmt.Errorf("key %q was made and, since it could not be registered, destroyed again: %w", spec.Name, cause)
+}
+
+func left(spec KeySpec, id []byte, cause error) error {
+	return fmt.Errorf("key %q is on token %q with the identifier %x, but not registered; \"key adopt --token %s --id %x\" registers it: %w", spec.Name, spec.Token, id, spec.Token, id, cause)
+}
+
+// registration is what register needs.
+type registration struct {
+	actor   Actor
+	ring    *keyring
+	spec    KeySpec
+	manager recipient
+	key     token.Key
+	origin  users.Origin
+}
+
+func (o *Office) register(ctx context.Context, r registration) (users.Key, error) {
+	key, err := describe(r)
+	if err != nil {
+		return users.Key{}, err
+	}
+	var added users.Key
+	err = o.retrying(ctx, func(s *users.Snapshot) error {
+		p, err := o.tokenManager(s, r.actor, r.spec.Token, r.ring)
+		if err != nil {
+			return err
+		}
+		defer p.clear()
+		user, err := enabledUser(s, r.manager.name)
+		if err != nil {
+			return err
+		}
+		grant := users.Grant{UserID: user.ID, TokenID: p.token.ID, Role: users.RoleManager, PINVersion: p.token.PINVersion, CreatedBy: p.user.Name}
+		binding := access.Binding{TokenSerial: p.token.Serial, KeyHandle: key.Handle, User: user.Name, Role: string(grant.Role)}
+		if err := seal(&grant, r.manager.accessKey(p.key), p.pins, binding); err != nil {
+			return err
+		}
+		key.TokenID = p.token.ID
+		added, err = o.Store.AddKey(ctx, key, grant)
+		return err
+	})
+	return added, err
+}
+
+func describe(r registration) (users.Key, error) {
+	public, err := x509.MarshalPKIXPublicKey(r.key.Public())
+	if err != nil {
+		return users.Key{}, fmt.Errorf("key %q: %w: %w", r.spec.Name, token.ErrUnsupported, err)
+	}
+	return users.Key{
+		Name: r.spec.Name, TokenKeyID: r.key.ID(), Algorithm: r.key.Algorithm(),
+		Public: public, Handle: Handle(public), Origin: r.origin,
+	}, nil
+}
+
+// Handle names a public key, given as DER SubjectPublicKeyInfo: upper-case hex SHA-256.
+func Handle(public []byte) string {
+	sum := sha256.Sum256(public)
+	return strings.ToUpper(hex.EncodeToString(sum[:]))
+}
+
+// findKey returns the identifier of the one key that spec means.
+func findKey(ctx context.Context, open token.Token, spec AdoptSpec) ([]byte, error) {
+	if len(spec.ID) > 0 {
+		return spec.ID, nil
+	}
+	if spec.Label == "" {
+		return nil, fmt.Errorf("%w: name the key on the token by identifier or label", ErrRequest)
+	}
+	keys, err := open.Keys(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("token %q: %w", spec.Token, err)
+	}
+	var ids [][]byte
+	for _, key := range keys {
+		if key.Label == spec.Label {
+			ids = append(ids, key.ID)
+		}
+	}
+	switch len(ids) {
+	case 0:
+		return nil, fmt.Errorf("token %q: label %q: %w", spec.Token, spec.Label, token.ErrNoKey)
+	case 1:
+		return ids[0], nil
+	}
+	return nil, fmt.Errorf("%w: token %q has %d keys with the label %q: choose one by its identifier: %x", ErrRequest, spec.Token, len(ids), spec.Label, ids)
+}
+
+// DestroyKey removes a key from its token for good and forgets it. The actor manages the key or its token. A
+// key that is no longer on the token is forgotten all the same. To forget a key and leave the
+// token alone, use users.Store.DeleteKey.
+func (o *Office) DestroyKey(ctx context.Context, actor Actor, name string) error {
+	s, err := o.Store.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	key, err := namedKey(s, name)
+	if err != nil {
+		return err
+	}
+	p, err := o.keyOrTokenManager(s, actor, key)
+	if err != nil {
+		return err
+	}
+	defer p.clear()
+	open, err := o.openFor(ctx, p)
+	if err != nil {
+		return err
+	}
+	defer open.Close()
+	ctx, cancel := o.finishing(ctx)
+	defer cancel()
+	if err := open.Destroy(ctx, key.TokenKeyID); err != nil && !errors.Is(err, token.ErrNoKey) {
+		return fmt.Errorf("key %q: %w", name, err)
+	}
+	if err := o.Store.DeleteKey(ctx, name); err != nil {
+		return fmt.Errorf("key %q is destroyed but still listed; delete it once more without destroying: %w", name, err)
+	}
+	return nil
+}
+
+func (o *Office) keyOrTokenManager(s *users.Snapshot, actor Actor, key *users.Key) (*proof, error) {
+	ring := newKeyring(actor.Passphrase)
+	p, err := o.keyManager(s, actor, key.Name, ring)
+	if err == nil {
+		return p, nil
+	}
+	record, ok := s.TokenByID(key.TokenID)
+	if !ok || !holdsTokenGrant(s, actor.User, record.ID) {
+		return nil, err
+	}
+	return o.tokenManager(s, actor, record.Name, ring)
+}
+
+func holdsTokenGrant(s *users.Snapshot, name string, tokenID int64) bool {
+	user, ok := s.User(name)
+	if !ok {
+		return false
+	}
+	_, ok = s.TokenGrant(user.ID, tokenID)
+	return ok
+}
