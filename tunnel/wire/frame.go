@@ -76,9 +76,14 @@ func (r *Reader) Next() ([]byte, error) {
 	return r.buffer[r.start+frameHeader : r.start+total : r.start+total], nil
 }
 
-// Buffered tells whether bytes beyond the last frame have arrived already.
-func (r *Reader) Buffered() bool {
-	return r.end-r.start > r.lent
+// Ready tells whether the next frame has arrived as a whole, so that Next
+// returns at once and needs no deadline.
+func (r *Reader) Ready() bool {
+	unread := r.buffer[r.start+r.lent : r.end]
+	if len(unread) < frameHeader {
+		return false
+	}
+	return binary.BigEndian.Uint64(unread) <= uint64(len(unread)-frameHeader)
 }
 
 // release takes back the frame given out last.

@@ -92,11 +92,14 @@ func TestReaderWipesTheFrameItLent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !reader.Buffered() {
-		t.Error("the second frame is buffered and Buffered says no")
+	if !reader.Ready() {
+		t.Error("the second frame has arrived and Ready says no")
 	}
 	if _, err := reader.Next(); err != nil {
 		t.Fatal(err)
+	}
+	if reader.Ready() {
+		t.Error("there is no third frame and Ready says yes")
 	}
 	if !bytes.Equal(first, make([]byte, 6)) {
 		t.Errorf("the first frame still holds %q", first)

@@ -21,9 +21,6 @@
 // buffer, so that many messages leave in one write.
 package wire
 
-// ALPN is the name by which two peers agree, in the inner TLS session, on the extended form.
-const ALPN = "chancery/1"
-
 // Limits of one frame's JSON, in bytes.
 const (
 	// MaxRequest bounds requests of plain version 2.
