@@ -1,0 +1,166 @@
+package main
+
+import (
+	"net"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"chancery/internal/cli"
+	"chancery/tunnel"
+	"chancery/tunnel/bridge"
+)
+
+const (
+	defaultConfigFile = "/etc/chancery/bridge.toml"
+	environmentPrefix = "CHANCERY_BRIDGE"
+)
+
+// app is what the commands of one call share.
+type app struct {
+	configFile string // --config
+}
+
+// config is the bridge's configuration file. The example in
+// packaging/examples/bridge.toml says what each key means.
+type config struct {
+	Servers  []string       `mapstructure:"servers"`
+	Listen   listenConfig   `mapstructure:"listen"`
+	TLS      tlsConfig      `mapstructure:"tls"`
+	Limits   limitsConfig   `mapstructure:"limits"`
+	Timeouts timeoutsConfig `mapstructure:"timeouts"`
+	Log      cli.Logging    `mapstructure:"log"`
+}
+
+type listenConfig struct {
+	Clients string `mapstructure:"clients"` // host:port; an empty host is every address
+	Servers string `mapstructure:"servers"`
+}
+
+type limitsConfig struct {
+	Handshakes        int `mapstructure:"handshakes"`          // at once, on each port
+	Waiting           int `mapstructure:"waiting"`             // connections in each queue
+	Sessions          int `mapstructure:"sessions"`            // pairs at once
+	SessionsPerClient int `mapstructure:"sessions_per_client"` // waiting and paired, of one client name
+}
+
+type timeoutsConfig struct {
+	Handshake time.Duration `mapstructure:"handshake"`
+	QueueWait time.Duration `mapstructure:"queue_wait"`
+	Stall     time.Duration `mapstructure:"stall"`
+	Linger    time.Duration `mapstructure:"linger"`
+	Idle      time.Duration `mapstructure:"idle"`
+	Drain     time.Duration `mapstructure:"drain"`
+}
+
+func defaultConfig() *config {
+	return &config{
+		Servers: []string{},
+		Listen:  listenConfig{Clients: ":44334", Servers: ":44333"},
+		TLS: tlsConfig{
+			CACertificate: "/etc/chancery/ca.crt",
+			Certificate:   "/etc/chancery/bridge.crt",
+			PrivateKey:    "/etc/chancery/bridge.key",
+		},
+		Limits: limitsConfig{Handshakes: 256, Waiting: 256, Sessions: 1024, SessionsPerClient: 256},
+		Timeouts: timeoutsConfig{
+			Handshake: 10 * time.Second, QueueWait: 12 * time.Second, Stall: time.Minute,
+			Linger: 10 * time.Second, Idle: 4 * time.Hour, Drain: 30 * time.Second,
+		},
+		Log: cli.Logging{Level: "info", Format: "text"},
+	}
+}
+
+// load reads the configuration and refuses what cannot work.
+func (a *app) load() (*config, string, error) {
+	c := defaultConfig()
+	file, err := cli.Load(cli.Source{File: a.configFile, Search: []string{defaultConfigFile}, EnvPrefix: environmentPrefix}, c)
+	if err != nil {
+		return nil, "", err
+	}
+	return c, file, c.validate()
+}
+
+func (c *config) validate() error {
+	if len(c.Servers) == 0 {
+		return cli.Usage("servers is empty: name the signing servers that may register, as their certificates' Common Names have it")
+	}
+	for _, name := range c.Servers {
+		if err := tunnel.ValidName(name); err != nil {
+			return cli.Usage("servers: %s", err)
+		}
+	}
+	for _, listen := range []struct{ key, address string }{{"listen.clients", c.Listen.Clients}, {"listen.servers", c.Listen.Servers}} {
+		if _, port, err := net.SplitHostPort(listen.address); err != nil || port == "" {
+			return cli.Usage("%s %q is not host:port or :port", listen.key, listen.address)
+		}
+	}
+	if err := c.Limits.validate(); err != nil {
+		return err
+	}
+	return c.Timeouts.validate()
+}
+
+func (l limitsConfig) validate() error {
+	for _, limit := range []struct {
+		key   string
+		value int
+	}{
+		{"handshakes", l.Handshakes}, {"waiting", l.Waiting}, {"sessions", l.Sessions}, {"sessions_per_client", l.SessionsPerClient},
+	} {
+		if limit.value < 1 {
+			return cli.Usage("limits.%s is %d: at least 1", limit.key, limit.value)
+		}
+	}
+	return nil
+}
+
+func (t timeoutsConfig) validate() error {
+	for _, timeout := range []struct {
+		key   string
+		value time.Duration
+	}{
+		{"handshake", t.Handshake}, {"queue_wait", t.QueueWait}, {"stall", t.Stall},
+		{"linger", t.Linger}, {"idle", t.Idle}, {"drain", t.Drain},
+	} {
+		if timeout.value <= 0 {
+			return cli.Usage("timeouts.%s is %s: more than 0, for example 10s", timeout.key, timeout.value)
+		}
+	}
+	return nil
+}
+
+// bridge makes what the configuration describes, reading the files that it names.
+func (c *config) bridge(log tunnel.Logger) (*bridge.Bridge, error) {
+	settings, err := c.TLS.load(log)
+	if err != nil {
+		return nil, err
+	}
+	return bridge.New(bridge.Config{
+		TLS: settings, Servers: c.Servers,
+		MaxHandshakes: c.Limits.Handshakes, MaxWaiting: c.Limits.Waiting,
+		MaxSessions: c.Limits.Sessions, MaxPerClient: c.Limits.SessionsPerClient,
+		Handshake: c.Timeouts.Handshake, QueueWait: c.Timeouts.QueueWait, Stall: c.Timeouts.Stall,
+		Linger: c.Timeouts.Linger, IdleTimeout: c.Timeouts.Idle, Drain: c.Timeouts.Drain,
+		Log: log,
+	})
+}
+
+func (a *app) configCommand() *cobra.Command {
+	return cli.ConfigCommand(
+		func() (any, string, error) { return a.load() },
+		func() error {
+			c, _, err := a.load()
+			if err != nil {
+				return err
+			}
+			log, err := c.Log.Logger(os.Stderr)
+			if err != nil {
+				return err
+			}
+			_, err = c.bridge(log)
+			return err
+		},
+	)
+}

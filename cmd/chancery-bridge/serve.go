@@ -1,0 +1,92 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"chancery/internal/certfile"
+	"chancery/internal/cli"
+	"chancery/tunnel/bridge"
+)
+
+func (a *app) serveCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "serve", Short: "Serve until SIGTERM or SIGINT (the default)",
+		Long: "Serve until SIGTERM or SIGINT. Sessions in progress then have timeouts.drain to end; a second signal ends them at once.",
+		Args: cli.Args(cobra.NoArgs),
+		RunE: func(command *cobra.Command, _ []string) error {
+			c, _, err := a.load()
+			if err != nil {
+				return err
+			}
+			return c.serve(command.Context())
+		},
+	}
+}
+
+func (c *config) serve(ctx context.Context) error {
+	log, err := c.Log.Logger(os.Stderr)
+	if err != nil {
+		return err
+	}
+	b, err := c.bridge(log)
+	if err != nil {
+		return err
+	}
+	clients, err := listen("clients", c.Listen.Clients)
+	if err != nil {
+		return err
+	}
+	servers, err := listen("servers", c.Listen.Servers)
+	if err != nil {
+		return errors.Join(err, clients.Close())
+	}
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	// Once draining, the next signal has its usual effect.
+	context.AfterFunc(ctx, stop)
+	log.Info("listening", "clients", clients.Addr().String(), "servers", servers.Addr().String(), "allowed_servers", c.Servers)
+	err = b.Serve(ctx, clients, servers)
+	log.Info("stopped", "sessions", b.Stats().Paired)
+	return err
+}
+
+func listen(what, address string) (net.Listener, error) {
+	listener, err := net.Listen("tcp", address)
+	if err == nil {
+		return listener, nil
+	}
+	told := &cli.Error{
+		Exit: cli.ExitFailed, Code: "listen_failed", Cause: err,
+		Message: fmt.Sprintf("cannot listen for %s on %s: %s", what, address, err),
+		Hint:    "check listen." + what + " in the configuration",
+	}
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		told.Code, told.Message = "port_busy", fmt.Sprintf("cannot listen for %s on %s: another program listens there", what, address)
+		told.Hint = "stop that program, or change listen." + what + " in the configuration"
+	case errors.Is(err, syscall.EACCES):
+		told.Code = "port_denied"
+		told.Hint = "ports below 1024 need CAP_NET_BIND_SERVICE; change listen." + what + " in the configuration"
+	}
+	return nil, told
+}
+
+// classify turns the errors of this program's packages into what a user meets.
+func classify(err error) *cli.Error {
+	switch {
+	case errors.Is(err, bridge.ErrConfig):
+		return &cli.Error{Exit: cli.ExitUsage, Code: "config_invalid", Message: err.Error(), Cause: err}
+	case errors.Is(err, certfile.ErrUnusable):
+		return &cli.Error{Exit: cli.ExitUsage, Code: "certificate_unusable", Message: "the TLS files: " + strings.TrimPrefix(err.Error(), certfile.ErrUnusable.Error()+": "), Hint: "see the table [tls] of the configuration", Cause: err}
+	}
+	return nil
+}
