@@ -78,14 +78,14 @@ type Error struct {
 	Err    error  // the cause; may be nil
 }
 
-// Error says what failed, what to do about it, and why.
+// Error says what failed, why, and what to do about it.
 func (e *Error) Error() string {
 	text := fmt.Sprintf("tunnel: bridge %q: %s", e.Bridge, e.What())
-	if hint := e.Hint(); hint != "" {
-		text += "; " + hint
-	}
 	if e.Err != nil {
 		text += ": " + strings.TrimPrefix(e.Err.Error(), "tunnel: ")
+	}
+	if hint := e.Hint(); hint != "" {
+		text += "; " + hint
 	}
 	return text
 }

@@ -4,9 +4,14 @@ package tunneltest
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"fmt"
+	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -242,4 +247,35 @@ func Eventually(tb testing.TB, what string, condition func() bool) {
 		}
 	}
 	tb.Fatalf("waited in vain until %s", what)
+}
+
+// Forge issues a certificate that no honest authority would: change alters the
+// template of a certificate that is good for both roles, for the name and for
+// both hosts.
+func (a *Authority) Forge(name string, change func(*x509.Certificate)) tls.Certificate {
+	a.tb.Helper()
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()),
+		Subject:      pkix.Name{CommonName: name},
+		NotBefore:    time.Now().Add(-time.Hour),
+		NotAfter:     time.Now().Add(time.Hour),
+		KeyUsage:     x509.KeyUsageDigitalSignature,
+		ExtKeyUsage:  []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
+		DNSNames:     []string{BridgeHost, ServerHost},
+	}
+	change(template)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		a.tb.Fatal(err)
+	}
+	caPEM, err := a.KeyPEM()
+	if err != nil {
+		a.tb.Fatal(err)
+	}
+	signer := Certificate(a.tb, a.CertificatePEM(), caPEM)
+	der, err := x509.CreateCertificate(rand.Reader, template, a.Certificate(), key.Public(), signer.PrivateKey)
+	if err != nil {
+		a.tb.Fatal(err)
+	}
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
