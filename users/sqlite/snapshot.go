@@ -1,0 +1,169 @@
+package sqlite
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"database/sql"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strings"
+
+	"chancery/access"
+	"chancery/token"
+	"chancery/users"
+)
+
+// Snapshot reads everything in one transaction. A row that Chancery cannot have written is an error.
+func (s *Store) Snapshot(ctx context.Context) (*users.Snapshot, error) {
+	tx, err := s.db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+	if err != nil {
+		return nil, s.explain(err)
+	}
+	defer tx.Rollback()
+	r := &reader{ctx: ctx, tx: tx}
+	snapshot, err := r.all()
+	return snapshot, s.explain(err)
+}
+
+// reader reads rows within one transaction.
+type reader struct {
+	ctx context.Context
+	tx  *sql.Tx
+}
+
+func (r *reader) all() (*users.Snapshot, error) {
+	var revision int64
+	if err := r.tx.QueryRowContext(r.ctx, `SELECT number FROM revision`).Scan(&revision); err != nil {
+		return nil, err
+	}
+	people, err := read(r, `SELECT id, name, disabled, created_at FROM users`, scanUser)
+	if err != nil {
+		return nil, err
+	}
+	tokens, err := read(r, `SELECT id, name, driver, location, serial, label, hardware, max_sessions, reload,
+		pin_version, pin_staged, pin_rejected, staged_rejected, created_at FROM tokens`, scanToken)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := r.keys()
+	if err != nil {
+		return nil, err
+	}
+	grants, err := read(r, `SELECT grants.id, user_id, token_id, key_id, role, expires, generation, pin_version, access_key,
+		wrapped, staged, grants.created_at, created_by FROM grants JOIN tokens ON tokens.id = token_id`, scanGrant)
+	if err != nil {
+		return nil, err
+	}
+	return users.NewSnapshot(revision, people, tokens, keys, grants), nil
+}
+
+// read scans every row of a query.
+func read[T any](r *reader, query string, scan func(*sql.Rows) (T, error)) ([]T, error) {
+	rows, err := r.tx.QueryContext(r.ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var all []T
+	for rows.Next() {
+		value, err := scan(rows)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, value)
+	}
+	return all, rows.Err()
+}
+
+func scanUser(rows *sql.Rows) (u users.User, err error) {
+	var created int64
+	err = rows.Scan(&u.ID, &u.Name, &u.Disabled, &created)
+	u.CreatedAt = fromUnix(created)
+	return u, err
+}
+
+func scanToken(rows *sql.Rows) (t users.Token, err error) {
+	var created int64
+	err = rows.Scan(&t.ID, &t.Name, &t.Driver, &t.Location, &t.Serial, &t.Label, &t.Hardware, &t.MaxSessions, &t.Reload,
+		&t.PINVersion, &t.PINStaged, &t.PINRejected, &t.StagedRejected, &created)
+	t.CreatedAt = fromUnix(created)
+	return t, err
+}
+
+func scanGrant(rows *sql.Rows) (g users.Grant, err error) {
+	var key, expires sql.NullInt64
+	var created int64
+	var accessKey []byte
+	err = rows.Scan(&g.ID, &g.UserID, &g.TokenID, &key, &g.Role, &expires, &g.Generation, &g.PINVersion, &accessKey,
+		&g.Wrapped, &g.Staged, &created, &g.CreatedBy)
+	if err != nil {
+		return g, err
+	}
+	g.KeyID, g.CreatedAt = key.Int64, fromUnix(created)
+	if expires.Valid {
+		g.Expires = fromUnix(expires.Int64)
+	}
+	if g.Access, err = access.ParsePublicKey(accessKey); err != nil {
+		return g, fmt.Errorf("users/sqlite: grant %d: %w", g.ID, err)
+	}
+	return g, nil
+}
+
+func scanCertificate(rows *sql.Rows) (c users.Certificate, err error) {
+	var created int64
+	err = rows.Scan(&c.ID, &c.KeyID, &c.Kind, &c.Name, &c.Fingerprint, &c.Armored, &created)
+	c.CreatedAt = fromUnix(created)
+	return c, err
+}
+
+func scanKey(rows *sql.Rows) (k users.Key, err error) {
+	var created int64
+	err = rows.Scan(&k.ID, &k.Name, &k.TokenID, &k.TokenKeyID, &k.Algorithm, &k.Public, &k.Handle, &k.Origin, &k.Disabled, &created)
+	if err != nil {
+		return k, err
+	}
+	k.CreatedAt = fromUnix(created)
+	return k, checkKey(&k)
+}
+
+// keys reads all keys with their certificates.
+func (r *reader) keys() ([]users.Key, error) {
+	certificates, err := read(r, `SELECT id, key_id, kind, name, fingerprint, armored, created_at FROM certificates`, scanCertificate)
+	if err != nil {
+		return nil, err
+	}
+	keys, err := read(r, `SELECT id, name, token_id, token_key_id, algorithm, public, handle, origin, disabled, created_at FROM keys`, scanKey)
+	if err != nil {
+		return nil, err
+	}
+	ofKey := make(map[int64][]users.Certificate)
+	for _, certificate := range certificates {
+		ofKey[certificate.KeyID] = append(ofKey[certificate.KeyID], certificate)
+	}
+	for i := range keys {
+		keys[i].Certificates = ofKey[keys[i].ID]
+		sortCertificates(keys[i].Certificates)
+	}
+	return keys, nil
+}
+
+// sortCertificates puts X.509 first, then OpenPGP, each by ascending ID.
+func sortCertificates(certificates []users.Certificate) {
+	slices.SortFunc(certificates, func(a, b users.Certificate) int {
+		return cmp.Or(cmp.Compare(b.Kind, a.Kind), cmp.Compare(a.ID, b.ID))
+	})
+}
+
+// checkKey refuses a key whose handle, to which its grants are bound, is not its public half's.
+func checkKey(k *users.Key) error {
+	if _, err := token.ParseAlgorithm(string(k.Algorithm)); err != nil {
+		return fmt.Errorf("users/sqlite: key %q: %w", k.Name, err)
+	}
+	sum := sha256.Sum256(k.Public)
+	if strings.ToUpper(hex.EncodeToString(sum[:])) != k.Handle {
+		return fmt.Errorf("users/sqlite: key %q: its handle is not that of its public half", k.Name)
+	}
+	return nil
+}
