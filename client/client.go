@@ -181,11 +181,16 @@ func (c *Client) sign(ctx context.Context, key string, body wire.RequestBody) (w
 func (c *Client) repeat(ctx context.Context, try func(context.Context) (wire.ResponseBody, error)) (wire.ResponseBody, error) {
 	pause := backoff{min: c.cfg.RetryMin, max: c.cfg.RetryMax}
 	began := time.Now()
+	var reason error // of the attempt before
 	for attempt := 1; ; {
 		reply, err := try(ctx)
 		if err == nil {
 			return reply, nil
 		}
+		if reason != nil && errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil {
+			return nil, reason // what used the time up says more
+		}
+		reason = err
 		wait, kind := c.advice(err)
 		switch kind {
 		case giveUp:
