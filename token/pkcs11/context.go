@@ -20,8 +20,9 @@ type cryptoContext struct {
 }
 
 // connect makes a crypto11 context. It logs in elsewhere: all sessions of a
-// process share one login (PKCS#11 v2.40 usage guide, section 2.6), and a PIN
-// given here would stay in crypto11's configuration as long as the context.
+// process share one login (PKCS#11 v2.40 base specification, section 5.6,
+// C_Login), and a PIN given here would stay in crypto11's configuration as long
+// as the context.
 func (t *Token) connect(slot uint) (*cryptoContext, error) {
 	number := int(slot)
 	context, err := crypto11.Configure(&crypto11.Config{

@@ -19,7 +19,7 @@ var (
 func (s session) generateEdwards(spec token.KeySpec) error {
 	err := s.generateEdwardsAs(spec, edwardsName)
 	if hasCode(err, p11.CKR_DOMAIN_PARAMS_INVALID, p11.CKR_ATTRIBUTE_VALUE_INVALID,
-		p11.CKR_TEMPLATE_INCONSISTENT, ckrCurveNotSupported) {
+		p11.CKR_TEMPLATE_INCONSISTENT, p11.CKR_CURVE_NOT_SUPPORTED) {
 		return s.generateEdwardsAs(spec, edwardsIdentifier)
 	}
 	return err

@@ -9,24 +9,19 @@ import (
 	"chancery/token"
 )
 
-// ckrCurveNotSupported is CKR_CURVE_NOT_SUPPORTED, which has no name in some
-// of the module's messages (PKCS#11 v2.40 base specification, section 5.1.6).
-const ckrCurveNotSupported = p11.Error(p11.CKR_CURVE_NOT_SUPPORTED)
-
 // meanings says what the module's return values mean to callers. Sections are
 // those of the PKCS#11 v2.40 base specification.
 var meanings = map[p11.Error]error{
-	// 5.1.1, universal return values.
-	p11.CKR_DEVICE_ERROR:   token.ErrTokenAbsent, // section 5.1.3: the token or slot has a problem
-	p11.CKR_DEVICE_REMOVED: token.ErrTokenAbsent, // section 5.1.3
 	// 5.1.2, functions that use a session handle.
 	p11.CKR_SESSION_HANDLE_INVALID: token.ErrTokenAbsent,
 	p11.CKR_SESSION_CLOSED:         token.ErrTokenAbsent,
 	// 5.1.3, functions that use a token.
-	p11.CKR_TOKEN_NOT_PRESENT:    token.ErrTokenAbsent,
-	p11.CKR_TOKEN_NOT_RECOGNIZED: token.ErrTokenAbsent,
+	p11.CKR_DEVICE_ERROR:      token.ErrTokenAbsent, // something is wrong with the token or its slot
+	p11.CKR_DEVICE_REMOVED:    token.ErrTokenAbsent,
+	p11.CKR_TOKEN_NOT_PRESENT: token.ErrTokenAbsent,
 	// 5.1.6, all other return values.
 	p11.CKR_CRYPTOKI_NOT_INITIALIZED:   token.ErrTokenAbsent,
+	p11.CKR_TOKEN_NOT_RECOGNIZED:       token.ErrTokenAbsent,
 	p11.CKR_SLOT_ID_INVALID:            token.ErrTokenAbsent,
 	p11.CKR_SESSION_COUNT:              token.ErrBusy,
 	p11.CKR_USER_NOT_LOGGED_IN:         token.ErrLoginRequired,
@@ -47,7 +42,7 @@ var meanings = map[p11.Error]error{
 	p11.CKR_TOKEN_WRITE_PROTECTED:      token.ErrUnsupported,
 	p11.CKR_ATTRIBUTE_TYPE_INVALID:     token.ErrUnsupported,
 	p11.CKR_TEMPLATE_INCONSISTENT:      token.ErrUnsupported,
-	ckrCurveNotSupported:               token.ErrUnsupported,
+	p11.CKR_CURVE_NOT_SUPPORTED:        token.ErrUnsupported,
 }
 
 // explained joins an error that came from the module with what it means to
@@ -93,10 +88,14 @@ func endsSession(err error) bool {
 		p11.CKR_CRYPTOKI_NOT_INITIALIZED)
 }
 
+// errStale says that a handle is older than the login or the sessions. Callers
+// see it only when those change faster than handles can be looked up.
+var errStale = fmt.Errorf("%w: the key's handle is stale", token.ErrBusy)
+
 // worthRepeating tells whether the operation did not happen and may succeed on
 // another session with a handle looked up anew.
 func worthRepeating(err error) bool {
-	return hasCode(err,
+	return errors.Is(err, errStale) || hasCode(err,
 		p11.CKR_SESSION_HANDLE_INVALID, p11.CKR_SESSION_CLOSED, p11.CKR_OPERATION_ACTIVE,
 		p11.CKR_KEY_HANDLE_INVALID, p11.CKR_OBJECT_HANDLE_INVALID)
 }

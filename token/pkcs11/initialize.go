@@ -20,7 +20,7 @@ type NewTokenConfig struct {
 
 // Initialize turns the first slot that has a blank token into a token with a
 // label and PINs, and returns its serial (PKCS#11 v2.40 base specification,
-// C_InitToken and C_InitPIN). A token that is initialised already is never
+// section 5.5, C_InitToken and C_InitPIN). A token that is initialised already is never
 // touched. Not every module can do this: many HSMs are initialised with their
 // maker's tool.
 func Initialize(cfg NewTokenConfig) (serial string, err error) {

@@ -66,13 +66,17 @@ func (t *Token) ChangePIN(ctx context.Context, old, new []byte) error {
 	return nil
 }
 
-// mayTry refuses to spend a try that must not be spent or is bound to fail
-// (PKCS#11 v2.40 base specification, section 3.2, token information flags).
+// mayTry refuses to spend a try that must not be spent or is bound to fail.
 func mayTry(s session, pin []byte) error {
 	info, err := s.api.GetTokenInfo(s.slot)
 	if err != nil {
 		return err
 	}
+	return refusal(info, pin)
+}
+
+// refusal reads the flags of CK_TOKEN_INFO (PKCS#11 v2.40 base specification, section 3.2).
+func refusal(info p11.TokenInfo, pin []byte) error {
 	switch {
 	case info.Flags&p11.CKF_USER_PIN_LOCKED != 0:
 		return fmt.Errorf("%w: the security officer has to set a new one", token.ErrPINLocked)

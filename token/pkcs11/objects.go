@@ -206,7 +206,7 @@ func curveOf(parameters []byte) (elliptic.Curve, error) {
 func edwardsPublic(point []byte) (ed25519.PublicKey, error) {
 	raw := unwrapPoint(point)
 	if len(raw) != ed25519.PublicKeySize {
-		return nil, fmt.Errorf("Edwards curve point of %d bytes: %w", len(raw), token.ErrUnsupported)
+		return nil, fmt.Errorf("point of %d bytes on an Edwards curve: %w", len(raw), token.ErrUnsupported)
 	}
 	return ed25519.PublicKey(raw), nil
 }

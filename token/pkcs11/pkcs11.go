@@ -21,7 +21,7 @@
 // # Failing sessions and handles
 //
 // A session that the token has dropped is replaced, and a handle that went
-// stale is looked up again; the signature that met it is made then, once. When
+// stale is looked up again, and the signature that met it is made then. When
 // the login is gone with the sessions, ErrLoginRequired says so: this package
 // keeps no PIN. A new login makes every key handle be looked up again, because
 // tokens reuse handle numbers.

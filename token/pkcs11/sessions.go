@@ -144,12 +144,15 @@ func (p *sessions) give(handle p11.SessionHandle, err error) {
 	p.places <- handle
 }
 
-// withSession lends a session beside crypto11. A session that turns out dead
-// before anything happened is replaced once.
-func (t *Token) withSession(ctx context.Context, use func(s session) error) error {
-	err := t.withOneSession(ctx, use)
-	if hasCode(err, p11.CKR_SESSION_HANDLE_INVALID, p11.CKR_SESSION_CLOSED) {
-		return t.withOneSession(ctx, use)
+// withSession lends a session beside crypto11. One that turns out to be dead
+// before anything happened is buried and the next one is tried: when the token
+// has dropped them all, the last try gets a new one.
+func (t *Token) withSession(ctx context.Context, use func(s session) error) (err error) {
+	for range cap(t.raw.places) + 1 {
+		err = t.withOneSession(ctx, use)
+		if !hasCode(err, p11.CKR_SESSION_HANDLE_INVALID, p11.CKR_SESSION_CLOSED) {
+			return err
+		}
 	}
 	return err
 }

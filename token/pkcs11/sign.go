@@ -52,8 +52,12 @@ func (k *key) Sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 	return signature, nil
 }
 
+// maxAttempts bounds how often a signature is tried. Two suffice unless the
+// sessions die again, or somebody logs in, in between.
+const maxAttempts = 3
+
 // sign repeats a signature that was not made because a session had died or the
-// handle was stale, once.
+// handle was stale.
 func (k *key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	if err := k.token.ready(ctx); err != nil {
 		return nil, err
@@ -64,12 +68,14 @@ func (k *key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 	if _, isPSS := opts.(*rsa.PSSOptions); isPSS && !k.token.pss {
 		return nil, fmt.Errorf("the token has no RSA-PSS: %w", token.ErrUnsupported)
 	}
-	signature, used, err := k.signOnce(ctx, digest, opts)
-	if !worthRepeating(err) {
-		return signature, err
+	for range maxAttempts - 1 {
+		signature, used, err := k.signOnce(ctx, digest, opts)
+		if !worthRepeating(err) {
+			return signature, err
+		}
+		k.found.CompareAndSwap(used, nil)
 	}
-	k.found.CompareAndSwap(used, nil)
-	signature, _, err = k.signOnce(ctx, digest, opts)
+	signature, _, err := k.signOnce(ctx, digest, opts)
 	return signature, err
 }
 
@@ -80,12 +86,18 @@ func (k *key) signOnce(ctx context.Context, digest []byte, opts crypto.SignerOpt
 	}
 	if k.info.Algorithm == token.Ed25519 {
 		err = k.token.withSession(ctx, func(s session) error {
+			if h.epoch != k.token.epoch.Load() {
+				return errStale
+			}
 			signature, err = s.signEdwards(h.private, digest)
 			return err
 		})
 		return signature, h, err
 	}
 	err = k.token.withContext(ctx, func(*cryptoContext) error {
+		if h.epoch != k.token.epoch.Load() {
+			return errStale // the signer belongs to a context that was replaced
+		}
 		signature, err = signWith(h.signer, k.info.Algorithm, digest, opts)
 		return err
 	})
