@@ -121,7 +121,7 @@ func TestGPGVerifiesOurSignatures(t *testing.T) {
 	}
 	for name, document := range documents() {
 		for _, k := range testKeys() {
-			if name != "plain" && name != "dashes" && k.name != "p256" && k.name != "ed25519" {
+			if name != "plain" && name != "dashes" && k.name != "ed25519" {
 				continue // what depends on the key does not depend on the document
 			}
 			t.Run(name+"/"+k.name, func(t *testing.T) {
@@ -232,6 +232,9 @@ func TestWeVerifyGPG(t *testing.T) {
 				t.Error("the binary export is another certificate")
 			}
 			for name, document := range documents() {
+				if name == "10 MB" && algorithm != "ed25519" {
+					continue // its size has nothing to do with the key
+				}
 				for _, options := range [][]string{{"--detach-sign"}, {"--armor", "--detach-sign"}, {"--textmode", "--detach-sign"}} {
 					if name == "carriage" && options[0] == "--textmode" {
 						continue // GnuPG drops carriage returns before a line ending, RFC 9580 does not
