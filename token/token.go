@@ -80,7 +80,7 @@ type KeyInfo struct {
 // KeySpec names a key to be made.
 type KeySpec struct {
 	ID        []byte // 1 to 64 bytes, unused on this token
-	Label     string
+	Label     string // at most 255 bytes of plain UTF-8 text
 	Algorithm Algorithm
 }
 
