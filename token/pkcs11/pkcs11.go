@@ -20,8 +20,8 @@
 //
 // # Failing sessions and handles
 //
-// A session that the token has dropped is replaced, and a handle that went
-// stale is looked up again, and the signature that met it is made then. When
+// A session that the token has dropped is replaced, a handle that went stale is
+// looked up again, and the signature that met either is made after all. When
 // the login is gone with the sessions, ErrLoginRequired says so: this package
 // keeps no PIN. A new login makes every key handle be looked up again, because
 // tokens reuse handle numbers.
