@@ -1,0 +1,98 @@
+package signer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"chancery/tunnel/wire"
+)
+
+// answer fills in the reply to one request, whatever happens.
+func (t *session) answer(ctx context.Context, r *reply, request *wire.Request, fault error) {
+	if request == nil {
+		t.log.Info("request not supported", "error", fault)
+		r.response = wire.Response{Session: t.id, ID: requestID(fault), Body: &wire.UnsupportedReply{}}
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, t.server.cfg.RequestTimeout)
+	defer cancel()
+	var body wire.ResponseBody
+	err := t.guard(func() (err error) {
+		body, err = t.handle(ctx, request.Body)
+		return err
+	})
+	if err = because(ctx, err); err != nil {
+		body = t.refuse(request, err)
+	}
+	r.response = wire.Response{Session: request.Session, ID: request.ID, Body: body}
+}
+
+// refuse logs why a request failed and returns what the peer learns of it.
+func (t *session) refuse(request *wire.Request, err error) *wire.Error {
+	key := keyOf(request.Body)
+	failure := toWire(err, key)
+	log := t.log.With("request", request.ID, "kind", request.Body.Name(), "key", key, "code", string(failure.Code), "error", err)
+	if failure.Code == wire.CodeInternal {
+		log.Error("request failed")
+	} else {
+		log.Warn("request refused")
+	}
+	return failure
+}
+
+// guard turns a panic into an error. Its stack goes to the log only.
+func (t *session) guard(work func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			t.log.Error("panic while serving a request", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			err = errPanicked
+		}
+	}()
+	return work()
+}
+
+func (t *session) handle(ctx context.Context, body wire.RequestBody) (wire.ResponseBody, error) {
+	switch body := body.(type) {
+	case *wire.WhoAmI:
+		return &wire.WhoAmIReply{User: t.user}, nil
+	case *wire.ListKeys:
+		return t.listKeys(time.Now())
+	case *wire.GetKey:
+		return t.getKey(body.Key, time.Now())
+	case *wire.Unlock:
+		defer body.Password.Wipe()
+		return t.unlock(ctx, body)
+	case *wire.Sign:
+		return t.sign(ctx, body)
+	case *wire.SignAll:
+		return t.signAll(ctx, body)
+	}
+	return nil, fmt.Errorf("request of type %T has no handler", body)
+}
+
+// keyOf names the key that a request is about, for logs and answers.
+func keyOf(body wire.RequestBody) string {
+	switch body := body.(type) {
+	case *wire.GetKey:
+		return body.Key
+	case *wire.Unlock:
+		return body.Key
+	case *wire.Sign:
+		return body.Key
+	case *wire.SignAll:
+		return body.Key
+	}
+	return ""
+}
+
+// requestID returns the id of a request that could not be decoded.
+func requestID(fault error) uint64 {
+	var unsupported *wire.UnsupportedError
+	if errors.As(fault, &unsupported) {
+		return unsupported.RequestID
+	}
+	return 0
+}

@@ -1,0 +1,235 @@
+package signer
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+	"golang.org/x/sync/semaphore"
+
+	"chancery/tunnel/wire"
+	"chancery/users"
+)
+
+// session serves one connection.
+type session struct {
+	server   *Server
+	conn     Conn
+	id       uuid.UUID
+	extended bool
+	userID   int64
+	user     string
+	peer     *peer
+	log      *slog.Logger
+
+	cancel   context.CancelCauseFunc
+	requests *semaphore.Weighted // see requestWeight
+	handlers sync.WaitGroup
+	replies  chan *reply // roomy enough that nobody waits to send
+
+	mu       sync.Mutex
+	unlocked map[int64]unlocked // by key ID
+}
+
+// serve identifies the peer and runs its session. When accepting ends, the
+// session reads no more and finishes; when ctx ends, its requests are cancelled.
+func (s *Server) serve(accepting, ctx context.Context, conn Conn) {
+	log := s.log.With("session", conn.Session().String(), "user", conn.PeerName())
+	user, ok := s.identify(conn.PeerName(), log)
+	if !ok {
+		closeConn(conn, log)
+		return
+	}
+	shared, ok := s.join(user.ID)
+	if !ok {
+		log.Warn("session refused: the user has too many", "limit", s.cfg.MaxSessionsPerUser)
+		closeConn(conn, log)
+		return
+	}
+	defer s.leave(user.ID, shared)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	t := &session{
+		server: s, conn: conn, id: uuid.UUID(conn.Session()), extended: conn.Extended(),
+		userID: user.ID, user: user.Name, peer: shared, log: log, cancel: cancel,
+		requests: semaphore.NewWeighted(int64(s.cfg.SessionRequests)),
+		replies:  make(chan *reply, s.cfg.SessionRequests),
+		unlocked: make(map[int64]unlocked),
+	}
+	t.run(accepting, ctx)
+}
+
+func (s *Server) identify(name string, log *slog.Logger) (*users.User, bool) {
+	user, ok := s.snapshot.Load().User(name)
+	if !ok {
+		log.Warn("session refused: no such user")
+		return nil, false
+	}
+	if user.Disabled {
+		log.Warn("session refused: the user is disabled")
+		return nil, false
+	}
+	return user, true
+}
+
+// run reads until the peer is done, then lets replies in flight go out.
+func (t *session) run(accepting, ctx context.Context) {
+	t.log.Info("session begins", "extended", t.extended)
+	reading, stopReading := context.WithCancel(ctx)
+	defer stopReading()
+	defer context.AfterFunc(accepting, stopReading)()
+	defer context.AfterFunc(reading, func() { _ = t.conn.SetReadDeadline(past) })()
+	defer context.AfterFunc(ctx, func() { _ = t.conn.SetWriteDeadline(time.Now().Add(lastWords)) })()
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		t.write(ctx)
+	}()
+	if err := t.read(ctx, reading); err != nil {
+		t.cancel(err)
+	}
+	t.handlers.Wait()
+	close(t.replies)
+	<-written
+	closeConn(t.conn, t.log)
+	if t.aborted(ctx) {
+		t.log.Warn("session ends", "error", context.Cause(ctx))
+		return
+	}
+	t.log.Info("session ends")
+}
+
+// past is a deadline that makes a blocked read return; lastWords is how long a
+// write may take once the session has been cancelled.
+var past = time.Unix(1, 0)
+
+const lastWords = time.Second
+
+// aborted tells whether the session ended for a reason that forbids further replies.
+func (t *session) aborted(ctx context.Context) bool {
+	cause := context.Cause(ctx)
+	return cause != nil && !errors.Is(cause, errShuttingDown)
+}
+
+// read starts a handler for every request until reading ends. It returns nil
+// when the peer is done, silent for too long, or the server is shutting down:
+// what is in flight is still answered. An error ends the session without more answers.
+func (t *session) read(ctx, reading context.Context) error {
+	frames := wire.NewReader(t.conn, wire.RequestLimit(t.extended))
+	for {
+		frame, err := t.nextFrame(reading, frames)
+		if err != nil {
+			return t.endOfStream(ctx, reading, err)
+		}
+		request, err := wire.DecodeRequest(frame, t.extended)
+		if errors.Is(err, wire.ErrMalformed) {
+			return err
+		}
+		r := &reply{weight: t.server.requestWeight(len(frame)), ready: make(chan struct{})}
+		if err := t.admit(reading, r.weight); err != nil {
+			return t.endOfStream(ctx, reading, err)
+		}
+		t.start(ctx, r, request, err)
+	}
+}
+
+// nextFrame waits for a frame under the idle deadline, and for its rest under a
+// shorter one.
+func (t *session) nextFrame(reading context.Context, frames *wire.Reader) ([]byte, error) {
+	if err := reading.Err(); err != nil {
+		return nil, err
+	}
+	if frames.Ready() {
+		return frames.Next()
+	}
+	if err := t.readDeadline(reading, t.server.cfg.IdleTimeout); err != nil {
+		return nil, err
+	}
+	if err := frames.Wait(); err != nil {
+		return nil, err
+	}
+	if !frames.Ready() {
+		if err := t.readDeadline(reading, t.server.cfg.FrameTimeout); err != nil {
+			return nil, err
+		}
+	}
+	frame, err := frames.Next()
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil, errSlowFrame
+	}
+	return frame, err
+}
+
+// readDeadline sets one while reading goes on. The check comes second, because
+// whoever ends reading sets a deadline that must not be lost.
+func (t *session) readDeadline(reading context.Context, d time.Duration) error {
+	if err := t.conn.SetReadDeadline(time.Now().Add(d)); err != nil {
+		return err
+	}
+	return reading.Err()
+}
+
+// endOfStream tells an orderly end, which is nil, from any other.
+func (t *session) endOfStream(ctx, reading context.Context, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case errors.Is(err, wire.ErrDone), errors.Is(err, io.EOF), reading.Err() != nil:
+		return nil
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		t.log.Info("session idle for too long", "limit", t.server.cfg.IdleTimeout)
+		return nil
+	}
+	return err
+}
+
+// requestWeight counts a request by what it makes the server hold: one for each
+// 16 KiB of its frame. A single request never exceeds a limit.
+func (s *Server) requestWeight(frame int) int64 {
+	const unit = 16 << 10
+	return int64(min(1+frame/unit, s.cfg.SessionRequests, s.cfg.ServerRequests))
+}
+
+// admit waits until the request fits into the session's and the server's limits.
+// Meanwhile nothing is read, and the peer has to wait.
+func (t *session) admit(ctx context.Context, weight int64) error {
+	if err := t.requests.Acquire(ctx, weight); err != nil {
+		return err
+	}
+	return t.server.requests.Acquire(ctx, weight)
+}
+
+// start answers one request in a goroutine of its own. An unlock of a plain
+// version 2 peer is waited for, so that what was sent behind it finds its effect.
+func (t *session) start(ctx context.Context, r *reply, request *wire.Request, fault error) {
+	if !t.extended {
+		t.replies <- r
+	}
+	t.server.inFlight.Add(1)
+	t.handlers.Go(func() {
+		t.answer(ctx, r, request, fault)
+		t.server.inFlight.Add(-1)
+		t.server.requests.Release(r.weight)
+		close(r.ready)
+		if t.extended {
+			t.replies <- r
+		}
+	})
+	if request == nil || t.extended {
+		return
+	}
+	if _, unlocking := request.Body.(*wire.Unlock); unlocking {
+		<-r.ready
+	}
+}
+
+func closeConn(conn Conn, log *slog.Logger) {
+	if err := conn.Close(); err != nil {
+		log.Debug("closing the connection", "error", err)
+	}
+}

@@ -1,0 +1,147 @@
+package signer
+
+import (
+	"context"
+	"crypto"
+	"crypto/rsa"
+	"fmt"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"chancery/token"
+	"chancery/tunnel/wire"
+)
+
+// job is one signature to be made: checked, so that only the token can fail it.
+type job struct {
+	input   []byte // digest, or the whole message for Ed25519
+	options crypto.SignerOpts
+	digest  wire.Digest // what the answer repeats; zero for a message
+}
+
+func (t *session) sign(ctx context.Context, request *wire.Sign) (wire.ResponseBody, error) {
+	opened, err := t.authorise(request.Key, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	j, err := newJob(opened.algorithm, request.Scheme, request.Digest, request.Message)
+	if err != nil {
+		return nil, err
+	}
+	signature, err := t.perform(ctx, opened, j)
+	if err != nil {
+		return nil, err
+	}
+	t.log.Info("signed", "key", request.Key, "digest", request.Digest.Hex, "hash", string(request.Digest.Algorithm), "scheme", string(request.Scheme))
+	return &wire.SignReply{Signature: signature}, nil
+}
+
+// signAll checks every entry before the first is signed, and answers all or none.
+func (t *session) signAll(ctx context.Context, request *wire.SignAll) (wire.ResponseBody, error) {
+	opened, err := t.authorise(request.Key, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	jobs, err := newJobs(opened.algorithm, request)
+	if err != nil {
+		return nil, err
+	}
+	signatures := make([]wire.Signature, len(jobs))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(t.server.cfg.BatchConcurrency)
+	for i, j := range jobs {
+		group.Go(func() error {
+			return t.guard(func() (err error) {
+				signatures[i], err = t.perform(ctx, opened, j)
+				return err
+			})
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	t.log.Info("signed a batch", "key", request.Key, "signatures", len(jobs), "scheme", string(request.Scheme))
+	return &wire.SignAllReply{Signatures: signatures}, nil
+}
+
+// perform has the token sign. A token that lost its sessions is opened anew, so
+// that the user's next unlock finds it in order.
+func (t *session) perform(ctx context.Context, opened unlocked, j job) (wire.Signature, error) {
+	if err := ctx.Err(); err != nil {
+		return wire.Signature{}, err
+	}
+	signature, err := opened.key.Sign(ctx, j.input, j.options)
+	if err != nil {
+		opened.home.failed(err)
+		return wire.Signature{}, err
+	}
+	return wire.Signature{
+		Tag: algorithms[opened.algorithm].Tag(), Bytes: signature,
+		Digest: j.digest.Algorithm, Hash: j.digest.Hex,
+	}, nil
+}
+
+func newJobs(algorithm token.Algorithm, request *wire.SignAll) ([]job, error) {
+	jobs := make([]job, max(len(request.Digests), len(request.Messages)))
+	for i := range jobs {
+		var (
+			digest  wire.Digest
+			message []byte
+			err     error
+		)
+		if request.Messages != nil {
+			message = request.Messages[i]
+		} else {
+			digest = request.Digests[i]
+		}
+		if jobs[i], err = newJob(algorithm, request.Scheme, digest, message); err != nil {
+			return nil, err
+		}
+	}
+	return jobs, nil
+}
+
+// newJob checks one signature's input against the key. Exactly one of digest
+// and message is set.
+func newJob(algorithm token.Algorithm, scheme wire.Scheme, digest wire.Digest, message []byte) (job, error) {
+	if (message != nil) != (algorithm == token.Ed25519) {
+		return job{}, mismatch("an %s key signs %s", algorithm, wanted(algorithm))
+	}
+	if message != nil {
+		if scheme != wire.SchemeDefault {
+			return job{}, mismatch("an %s key has no scheme %q", algorithm, scheme)
+		}
+		return job{input: message, options: crypto.Hash(0)}, nil
+	}
+	sum, err := digest.Bytes()
+	if err != nil {
+		return job{}, err
+	}
+	j := job{input: sum, options: digest.Algorithm.Hash(), digest: digest}
+	if scheme == wire.SchemePSS {
+		j.options = &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: digest.Algorithm.Hash()}
+	}
+	if err := token.CheckDigest(algorithm, j.input, j.options); err != nil {
+		return job{}, mismatch("an %s key does not sign %s digests with scheme %q", algorithm, digest.Algorithm, schemeName(scheme))
+	}
+	return j, nil
+}
+
+func wanted(algorithm token.Algorithm) string {
+	if algorithm == token.Ed25519 {
+		return "whole messages, not digests"
+	}
+	return "digests, not whole messages"
+}
+
+func schemeName(scheme wire.Scheme) string {
+	if scheme == wire.SchemeDefault {
+		return "default"
+	}
+	return string(scheme)
+}
+
+func mismatch(format string, args ...any) error {
+	return fmt.Errorf("%w: %w", errAlgorithm, wire.Errorf(wire.CodeAlgorithmMismatch, format, args...))
+}

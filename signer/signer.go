@@ -1,0 +1,282 @@
+// Package signer serves clients: it identifies a user by the certificate's
+// common name, unlocks keys with the user's own passphrase, authorises each
+// request from memory and has the token sign.
+//
+// # One session
+//
+// A reader takes frames off the connection and starts a goroutine for each
+// request, within the limits of the session and of the server; where they are
+// reached it stops reading, so that the peer feels it. A writer sends all
+// finished replies in one write. Plain version 2 peers get replies in the order
+// of their requests, chancery/1 peers as they are finished.
+//
+// # What a signature needs
+//
+// No database, no login and no search: the session remembers what it unlocked,
+// and the current snapshot of the store, which a poll keeps fresh, must still have
+// the same grant in the same generation, with user and key enabled. What an operator
+// revokes is therefore gone for live sessions within Config.PollEvery.
+//
+// # What a peer learns
+//
+// Plain version 2 peers learn "internal" only. Others get a code, but nothing
+// tells an unknown key from one that is not granted: neither the answer nor the
+// time it takes. The log tells them apart.
+package signer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"chancery/access"
+	"chancery/token"
+	"chancery/tunnel"
+	"chancery/users"
+)
+
+// Conn is a paired connection to one client; *tunnel.Conn is one. Reads and
+// writes may run at once, Close ends it in order.
+type Conn interface {
+	net.Conn
+	// PeerName is the first common name of the client's certificate.
+	PeerName() string
+	Session() tunnel.SessionID
+	// Extended tells whether the peer speaks chancery/1.
+	Extended() bool
+}
+
+// AcceptFunc waits for the next client, for example by tunnel.Listener.Accept.
+// An error is tried again after a pause, unless the context has ended.
+type AcceptFunc func(ctx context.Context) (Conn, error)
+
+// Config says what a Server serves. Zero numbers mean the defaults.
+type Config struct {
+	Store users.Store
+	// Open opens a registered token, without login. It returns an error that wraps
+	// token.ErrTokenAbsent when the token is not there; any error is tried again.
+	Open func(ctx context.Context, record users.Token) (token.Token, error)
+	Log  *slog.Logger // default: slog.Default()
+
+	PollEvery time.Duration // default 1 s: how soon a change in the store takes effect
+
+	MaxSessions        int           // default 256; further clients wait at the bridge
+	MaxSessionsPerUser int           // default 64; a further one is closed at once
+	SessionRequests    int           // default 256: requests in flight in one session, each 16 KiB of a frame counting as one
+	ServerRequests     int           // default 4096: the same for all sessions together
+	BatchConcurrency   int           // default 16: signatures of one sign_all asked from the token at once
+	MaxDerivations     int           // default 2: passphrases being derived at once; each takes what its Argon2id parameters say
+	RequestTimeout     time.Duration // default 30 s: from a request's arrival to its answer
+	IdleTimeout        time.Duration // default 1 h: without a request, then an orderly close
+	FrameTimeout       time.Duration // default 30 s: for the rest of a frame once its first byte is there
+	WriteTimeout       time.Duration // default 30 s: for a peer to take in what was written
+	DrainTimeout       time.Duration // default 15 s: for requests in flight once Serve's context has ended
+	FailurePause       time.Duration // default 1 s: after an unlock that failed, before the user's next one is looked at
+
+	OpenTimeout  time.Duration // default 30 s: for opening a token and listing its keys
+	ReopenMin    time.Duration // default 1 s: before an absent token is looked for again, doubling with each failure
+	ReopenMax    time.Duration // default 15 s
+	closeTimeout time.Duration // 5 s: for sessions to end once their requests were cancelled
+}
+
+// withDefaults returns a copy without zeros.
+func (c Config) withDefaults() Config {
+	number := func(n *int, value int) {
+		if *n <= 0 {
+			*n = value
+		}
+	}
+	duration := func(d *time.Duration, value time.Duration) {
+		if *d <= 0 {
+			*d = value
+		}
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	number(&c.MaxSessions, 256)
+	number(&c.MaxSessionsPerUser, 64)
+	number(&c.SessionRequests, 256)
+	number(&c.ServerRequests, 4096)
+	number(&c.BatchConcurrency, 16)
+	number(&c.MaxDerivations, 2)
+	duration(&c.PollEvery, time.Second)
+	duration(&c.RequestTimeout, 30*time.Second)
+	duration(&c.IdleTimeout, time.Hour)
+	duration(&c.FrameTimeout, 30*time.Second)
+	duration(&c.WriteTimeout, 30*time.Second)
+	duration(&c.DrainTimeout, 15*time.Second)
+	duration(&c.FailurePause, time.Second)
+	duration(&c.OpenTimeout, 30*time.Second)
+	duration(&c.ReopenMin, time.Second)
+	duration(&c.ReopenMax, 15*time.Second)
+	duration(&c.closeTimeout, 5*time.Second)
+	return c
+}
+
+// Server serves sessions. Make one with New and run it with Serve, once.
+type Server struct {
+	cfg      Config
+	log      *slog.Logger
+	snapshot atomic.Pointer[users.Snapshot]
+	tokens   *tokens
+
+	places      chan struct{}       // one per session
+	requests    *semaphore.Weighted // see requestWeight
+	derivations chan struct{}       // one per Argon2id
+	decoy       access.Parameters   // what is derived where there is no grant
+	inFlight    atomic.Int64
+
+	mu    sync.Mutex
+	peers map[int64]*peer // by user ID, of users with a session
+}
+
+// peer is what the sessions of one user share.
+type peer struct {
+	sessions  int
+	unlocking chan struct{} // one unlock at a time
+}
+
+// New returns a server that has not opened anything yet.
+func New(cfg Config) (*Server, error) {
+	if cfg.Store == nil || cfg.Open == nil {
+		return nil, errors.New("signer: a store and a way to open tokens are needed")
+	}
+	cfg = cfg.withDefaults()
+	return &Server{
+		cfg: cfg, log: cfg.Log, tokens: newTokens(&cfg),
+		places:      make(chan struct{}, cfg.MaxSessions),
+		requests:    semaphore.NewWeighted(int64(cfg.ServerRequests)),
+		derivations: make(chan struct{}, cfg.MaxDerivations),
+		decoy:       access.NewParameters(),
+		peers:       make(map[int64]*peer),
+	}, nil
+}
+
+// Serve opens the tokens and serves what accept brings until ctx ends. Then it
+// accepts no more, lets requests in flight finish within DrainTimeout, closes
+// all sessions and tokens and returns nil. It returns an error when the store
+// cannot be read at the start, or when something did not end.
+func (s *Server) Serve(ctx context.Context, accept AcceptFunc) error {
+	watching, stopWatching := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopWatching()
+	changed := func(next *users.Snapshot) {
+		s.snapshot.Store(next)
+		s.tokens.update(watching, next)
+	}
+	failed := func(err error) { s.log.Error("the store cannot be read; the last state stays in force", "error", err) }
+	if err := users.Watch(watching, s.cfg.Store, s.cfg.PollEvery, changed, failed); err != nil {
+		return fmt.Errorf("signer: read the store: %w", err)
+	}
+	sessions, cancelSessions := context.WithCancelCause(watching)
+	defer cancelSessions(nil)
+	var running sync.WaitGroup
+	s.acceptAll(ctx, accept, func(conn Conn) {
+		running.Go(func() {
+			defer func() { <-s.places }()
+			s.serve(ctx, sessions, conn)
+		})
+	})
+	ended := make(chan struct{})
+	go func() { running.Wait(); close(ended) }()
+	err := s.drain(ended, cancelSessions)
+	stopWatching()
+	return errors.Join(err, s.tokens.wait(s.cfg.closeTimeout))
+}
+
+// acceptAll starts a session for each client until ctx ends. A place is taken
+// before a client is, so that clients beyond the limit wait at the bridge.
+func (s *Server) acceptAll(ctx context.Context, accept AcceptFunc, start func(Conn)) {
+	const minPause, maxPause = 10 * time.Millisecond, time.Second
+	pause := minPause
+	for {
+		select {
+		case s.places <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+		conn, err := accept(ctx)
+		if err == nil {
+			pause = minPause
+			start(conn)
+			continue
+		}
+		<-s.places
+		if ctx.Err() == nil {
+			s.log.Warn("no client could be accepted", "error", err)
+		}
+		if !sleep(ctx, pause) {
+			return
+		}
+		pause = min(2*pause, maxPause)
+	}
+}
+
+// drain waits for the sessions to end by themselves, then makes them.
+func (s *Server) drain(ended <-chan struct{}, cancel context.CancelCauseFunc) error {
+	select {
+	case <-ended:
+		return nil
+	case <-time.After(s.cfg.DrainTimeout):
+	}
+	cancel(errShuttingDown)
+	select {
+	case <-ended:
+		return nil
+	case <-time.After(s.cfg.closeTimeout):
+		return fmt.Errorf("signer: %d sessions did not end", len(s.places))
+	}
+}
+
+// join counts a session of a user, unless there are too many.
+func (s *Server) join(userID int64) (*peer, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, ok := s.peers[userID]
+	if !ok {
+		p = &peer{unlocking: make(chan struct{}, 1)}
+		s.peers[userID] = p
+	}
+	if p.sessions >= s.cfg.MaxSessionsPerUser {
+		return nil, false
+	}
+	p.sessions++
+	return p, true
+}
+
+func (s *Server) leave(userID int64, p *peer) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p.sessions--; p.sessions == 0 {
+		delete(s.peers, userID)
+	}
+}
+
+// sleep returns false when ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// acquire takes a place in a channel of them; the error is the context's.
+func acquire(ctx context.Context, places chan<- struct{}) error {
+	select {
+	case places <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

@@ -1,0 +1,292 @@
+package signer
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"chancery/token"
+	"chancery/users"
+)
+
+// The states of a token.
+const (
+	StateOpening = "opening"
+	StateReady   = "ready"  // open; its keys can be unlocked
+	StateAbsent  = "absent" // could not be opened; tried again
+)
+
+// slot is the place of one registered token.
+type slot struct {
+	cfg     *Config
+	log     *slog.Logger
+	ctx     context.Context // ends when the token is removed or the server stops
+	stop    context.CancelFunc
+	changed chan struct{} // wakes the keeper
+	login   chan struct{} // one login at a time
+
+	mu       sync.Mutex
+	record   users.Token
+	keys     []users.Key
+	current  *openToken // nil unless ready
+	state    string
+	since    time.Time
+	lastErr  error
+	refused  map[int64]error // by key ID: keys whose public half is not the registered one
+	rejected map[rejection]bool
+}
+
+// rejection names a PIN that the token has rejected. The store remembers it too, but
+// the snapshot at hand may be older. A reload or another PIN is another name.
+type rejection struct {
+	reload, version int64
+	staged          bool
+}
+
+// update takes over what the store now says.
+func (s *slot) update(record users.Token, keys []users.Key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	reopen := outdated(s.record, record)
+	if reopen && s.current != nil {
+		s.current.retire()
+		s.state = StateOpening
+	}
+	others := !slices.EqualFunc(keys, s.keys, func(a, b users.Key) bool {
+		return a.ID == b.ID && bytes.Equal(a.Public, b.Public) && bytes.Equal(a.TokenKeyID, b.TokenKeyID)
+	})
+	s.record, s.keys = record, keys
+	if reopen || others {
+		s.wake()
+	}
+}
+
+// outdated tells whether a token opened by one record must be opened anew by the next.
+func outdated(by, next users.Token) bool {
+	return by.Reload != next.Reload || by.Location != next.Location || by.Driver != next.Driver ||
+		by.Serial != next.Serial || by.MaxSessions != next.MaxSessions
+}
+
+func (s *slot) wake() {
+	select {
+	case s.changed <- struct{}{}:
+	default:
+	}
+}
+
+// ready returns the open token, or why there is none.
+func (s *slot) ready() (*openToken, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current == nil || s.current.isClosed() {
+		return nil, fmt.Errorf("token %q is %s: %w", s.record.Name, s.state, token.ErrTokenAbsent)
+	}
+	return s.current, nil
+}
+
+// keep holds the token open until the slot ends: it opens it, looks for it again
+// with growing pauses while it is absent, and replaces it when it was retired.
+func (s *slot) keep() {
+	var home *openToken
+	pause := s.cfg.ReopenMin
+	for {
+		if home != nil && s.mustClose(home) {
+			s.close(home)
+			home = nil
+		}
+		if home == nil {
+			home = s.open()
+		} else if err := s.compare(home); err != nil {
+			home.failed(err)
+		}
+		var again <-chan time.Time
+		if home == nil {
+			again = time.After(pause/2 + rand.N(pause/2+1))
+			pause = min(2*pause, s.cfg.ReopenMax)
+		} else {
+			pause = s.cfg.ReopenMin
+		}
+		select {
+		case <-s.ctx.Done():
+			if home != nil {
+				s.close(home)
+			}
+			return
+		case <-s.changed:
+			pause = s.cfg.ReopenMin
+		case <-again:
+		}
+	}
+}
+
+// mustClose tells whether the token was retired, or was being opened by a record
+// that has changed since.
+func (s *slot) mustClose(home *openToken) bool {
+	record, _ := s.registered()
+	return outdated(home.record, record) || home.isClosed()
+}
+
+// open tries once and notes the outcome; nil when the token could not be opened.
+func (s *slot) open() *openToken {
+	record, _ := s.registered()
+	home, err := s.openChecked(record)
+	if err != nil {
+		s.note(StateAbsent, nil, err)
+		return nil
+	}
+	s.note(StateReady, home, nil)
+	return home
+}
+
+// openChecked opens the token and makes sure that it is the registered one.
+func (s *slot) openChecked(record users.Token) (*openToken, error) {
+	ctx, cancel := context.WithTimeout(s.ctx, s.cfg.OpenTimeout)
+	defer cancel()
+	opened, err := s.cfg.Open(ctx, record)
+	if err != nil {
+		return nil, err
+	}
+	info, err := opened.Info(ctx)
+	if err == nil && info.Serial != record.Serial {
+		err = fmt.Errorf("the token found has serial %q, registered is %q: %w", info.Serial, record.Serial, token.ErrTokenAbsent)
+	}
+	if err != nil {
+		return nil, errors.Join(err, opened.Close())
+	}
+	home := &openToken{Token: opened, slot: s, record: record, keys: make(map[int64]token.Key)}
+	if err := s.compare(home); isLost(err) {
+		return nil, errors.Join(err, opened.Close())
+	}
+	return home, nil
+}
+
+// compare looks for registered keys whose public half is another on the token.
+// Keys that the token does not list without login are compared when they are unlocked.
+// The error is that of listing.
+func (s *slot) compare(home *openToken) error {
+	ctx, cancel := context.WithTimeout(s.ctx, s.cfg.OpenTimeout)
+	defer cancel()
+	listed, err := home.Keys(ctx)
+	if err != nil {
+		s.log.Warn("the token does not list its keys; they are compared when they are unlocked", "error", err)
+		return err
+	}
+	_, keys := s.registered()
+	refused := make(map[int64]error)
+	for i := range keys {
+		for _, found := range listed {
+			if !bytes.Equal(found.ID, keys[i].TokenKeyID) {
+				continue
+			}
+			if err := samePublic(&keys[i], found.Public); err != nil {
+				refused[keys[i].ID] = err
+				s.log.Error("key refused", "key", keys[i].Name, "error", err)
+			}
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refused = refused
+	return nil
+}
+
+func (s *slot) registered() (users.Token, []users.Key) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.record, s.keys
+}
+
+// note records the outcome of opening and logs it when it is news.
+func (s *slot) note(state string, home *openToken, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	news := state != s.state || fmt.Sprint(err) != fmt.Sprint(s.lastErr)
+	if state != s.state {
+		s.since = time.Now()
+	}
+	s.state, s.current, s.lastErr = state, home, err
+	if !news {
+		return
+	}
+	if err != nil {
+		s.log.Error("the token cannot be opened; it is looked for again", "error", err)
+	} else {
+		s.log.Info("the token is open")
+	}
+}
+
+func (s *slot) close(home *openToken) {
+	home.retire()
+	s.note(StateOpening, nil, nil)
+	if err := home.Close(); err != nil {
+		s.log.Warn("closing the token", "error", err)
+	}
+}
+
+// logIn logs in with what the grant holds, one at a time, and never with a PIN
+// that the token has rejected since the snapshot was taken.
+func (s *slot) logIn(ctx context.Context, home *openToken, found granted, pins users.PINs) error {
+	if err := s.refusedKey(found.key.ID); err != nil {
+		return err
+	}
+	if err := acquire(ctx, s.login); err != nil {
+		return fmt.Errorf("waiting for another login: %w", err)
+	}
+	defer func() { <-s.login }()
+	record, ok := found.snapshot.TokenByID(found.key.TokenID)
+	if !ok {
+		return fmt.Errorf("token of key %q: %w", found.key.Name, token.ErrTokenAbsent)
+	}
+	return users.Login(ctx, &ledger{slot: s, reload: record.Reload}, s.withRejections(*record), home, pins)
+}
+
+func (s *slot) refusedKey(id int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.refused[id]
+}
+
+func (s *slot) withRejections(record users.Token) users.Token {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	name := rejection{reload: record.Reload, version: record.PINVersion}
+	record.PINRejected = record.PINRejected || s.rejected[name]
+	name.staged = true
+	record.StagedRejected = record.StagedRejected || s.rejected[name]
+	return record
+}
+
+// ledger remembers a rejected PIN at once, and then in the store.
+type ledger struct {
+	slot   *slot
+	reload int64
+}
+
+// CommitPIN passes on to the store.
+func (l *ledger) CommitPIN(ctx context.Context, tokenID, version int64) error {
+	return l.slot.cfg.Store.CommitPIN(ctx, tokenID, version)
+}
+
+// RejectPIN is not stopped by the request's end: the token has counted the try already.
+func (l *ledger) RejectPIN(ctx context.Context, tokenID, version int64, staged bool) error {
+	l.slot.reject(rejection{reload: l.reload, version: version, staged: staged})
+	return l.slot.cfg.Store.RejectPIN(context.WithoutCancel(ctx), tokenID, version, staged)
+}
+
+// reject remembers a PIN, and forgets those of earlier reloads and versions.
+func (s *slot) reject(name rejection) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.rejected, func(old rejection, _ bool) bool {
+		return old.reload < name.reload || old.version < name.version
+	})
+	s.rejected[name] = true
+	s.log.Error("the token rejected a PIN; it is not sent again", "staged", name.staged)
+}

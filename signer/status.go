@@ -1,0 +1,64 @@
+package signer
+
+import (
+	"cmp"
+	"slices"
+	"time"
+)
+
+// Status is what a server is doing at this moment.
+type Status struct {
+	Revision int64         `json:"revision"` // of the store's state in force
+	Sessions int           `json:"sessions"`
+	InFlight int           `json:"in_flight"` // requests
+	Tokens   []TokenStatus `json:"tokens"`
+}
+
+// TokenStatus is how a registered token is.
+type TokenStatus struct {
+	Name    string    `json:"name"`
+	State   string    `json:"state"` // one of the State constants
+	Since   time.Time `json:"since"`
+	Error   string    `json:"error,omitempty"`        // why it is absent
+	Refused []string  `json:"refused_keys,omitempty"` // keys whose public half is not the registered one
+}
+
+// Status may be called at any time. It asks no token.
+func (s *Server) Status() Status {
+	status := Status{InFlight: int(s.inFlight.Load()), Tokens: s.tokens.status()}
+	if snapshot := s.snapshot.Load(); snapshot != nil {
+		status.Revision = snapshot.Revision
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, p := range s.peers {
+		status.Sessions += p.sessions
+	}
+	return status
+}
+
+func (m *tokens) status() []TokenStatus {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	all := make([]TokenStatus, 0, len(m.slots))
+	for _, s := range m.slots {
+		all = append(all, s.status())
+	}
+	slices.SortFunc(all, func(a, b TokenStatus) int { return cmp.Compare(a.Name, b.Name) })
+	return all
+}
+
+func (s *slot) status() TokenStatus {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	status := TokenStatus{Name: s.record.Name, State: s.state, Since: s.since}
+	if s.lastErr != nil {
+		status.Error = s.lastErr.Error()
+	}
+	for _, key := range s.keys {
+		if s.refused[key.ID] != nil {
+			status.Refused = append(status.Refused, key.Name)
+		}
+	}
+	return status
+}

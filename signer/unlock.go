@@ -1,0 +1,115 @@
+package signer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"chancery/access"
+	"chancery/token"
+	"chancery/tunnel/wire"
+)
+
+// unlocked is one key that this session opened, and by what.
+type unlocked struct {
+	grantID    int64
+	generation int64
+	algorithm  token.Algorithm
+	home       *openToken
+	key        token.Key
+}
+
+// unlock opens a key with the user's passphrase. One user has one unlock looked
+// at at a time, and a failed one costs a pause: guessing is slow, and takes the
+// same time whether the key exists or not.
+func (t *session) unlock(ctx context.Context, request *wire.Unlock) (wire.ResponseBody, error) {
+	if err := acquire(ctx, t.peer.unlocking); err != nil {
+		return nil, fmt.Errorf("%w: %w", errOverloaded, err)
+	}
+	defer func() { <-t.peer.unlocking }()
+	keyID, opened, err := t.open(ctx, request)
+	if err != nil {
+		sleep(ctx, t.server.cfg.FailurePause)
+		return nil, err
+	}
+	t.mu.Lock()
+	t.unlocked[keyID] = opened
+	t.mu.Unlock()
+	t.log.Info("key unlocked", "key", request.Key, "grant", opened.grantID)
+	return &wire.UnlockReply{}, nil
+}
+
+// open goes from passphrase to key: authorise, derive, unwrap, log in, fetch.
+func (t *session) open(ctx context.Context, request *wire.Unlock) (int64, unlocked, error) {
+	found, err := t.find(request.Key, time.Now())
+	if err != nil {
+		return 0, unlocked{}, errors.Join(err, t.pretend(ctx, request.Password))
+	}
+	derived, err := t.server.derive(ctx, request.Password, found.grant.Access.Parameters)
+	if err != nil {
+		return 0, unlocked{}, err
+	}
+	pins, err := found.snapshot.Unwrap(found.grant, derived)
+	if err != nil {
+		return 0, unlocked{}, err
+	}
+	defer pins.Clear()
+	home, key, err := t.server.tokens.unlock(ctx, found, pins)
+	if err != nil {
+		return 0, unlocked{}, err
+	}
+	return found.key.ID, unlocked{
+		grantID: found.grant.ID, generation: found.grant.Generation,
+		algorithm: found.key.Algorithm, home: home, key: key,
+	}, nil
+}
+
+// pretend takes as long as deriving an access key that exists.
+func (t *session) pretend(ctx context.Context, passphrase wire.Secret) error {
+	_, err := t.server.derive(ctx, passphrase, t.server.decoy)
+	if errors.Is(err, access.ErrWrongPassphrase) {
+		return nil
+	}
+	return err
+}
+
+// derive makes the access key, at most MaxDerivations at once.
+func (s *Server) derive(ctx context.Context, passphrase wire.Secret, parameters access.Parameters) (*access.Key, error) {
+	if err := acquire(ctx, s.derivations); err != nil {
+		return nil, fmt.Errorf("%w: %w", errOverloaded, err)
+	}
+	defer func() { <-s.derivations }()
+	if len(passphrase.Bytes()) > access.MaxPassphrase {
+		return nil, fmt.Errorf("passphrase of more than %d bytes: %w", access.MaxPassphrase, access.ErrWrongPassphrase)
+	}
+	return access.DeriveKey(passphrase.Bytes(), parameters)
+}
+
+// authorise checks, from memory alone, that the session may sign with a key now.
+func (t *session) authorise(name string, now time.Time) (unlocked, error) {
+	found, err := t.find(name, now)
+	if err != nil {
+		return unlocked{}, err
+	}
+	t.mu.Lock()
+	opened, ok := t.unlocked[found.key.ID]
+	t.mu.Unlock()
+	if !ok {
+		return unlocked{}, errNotUnlocked
+	}
+	if opened.grantID != found.grant.ID || opened.generation != found.grant.Generation || opened.home.isClosed() {
+		t.forget(found.key.ID, opened)
+		return unlocked{}, errLockedLater
+	}
+	return opened, nil
+}
+
+// forget drops what was unlocked, unless it has been unlocked anew.
+func (t *session) forget(keyID int64, opened unlocked) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.unlocked[keyID].home == opened.home && t.unlocked[keyID].generation == opened.generation {
+		delete(t.unlocked, keyID)
+	}
+}
