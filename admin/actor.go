@@ -67,7 +67,7 @@ func (o *Office) prove(s *users.Snapshot, user *users.User, grant *users.Grant, 
 func enabledUser(s *users.Snapshot, name string) (*users.User, error) {
 	user, ok := s.User(name)
 	if !ok {
-		return nil, fmt.Errorf("user %q: %w", name, users.ErrNotFound)
+		return nil, fmt.Errorf("admin: user %q: %w", name, users.ErrNotFound)
 	}
 	if user.Disabled {
 		return nil, fmt.Errorf("%w: user %q: enable them first", ErrDisabled, name)
@@ -78,7 +78,7 @@ func enabledUser(s *users.Snapshot, name string) (*users.User, error) {
 func namedToken(s *users.Snapshot, name string) (*users.Token, error) {
 	t, ok := s.Token(name)
 	if !ok {
-		return nil, fmt.Errorf("token %q: %w", name, users.ErrNotFound)
+		return nil, fmt.Errorf("admin: token %q: %w", name, users.ErrNotFound)
 	}
 	return t, nil
 }
@@ -86,7 +86,7 @@ func namedToken(s *users.Snapshot, name string) (*users.Token, error) {
 func namedKey(s *users.Snapshot, name string) (*users.Key, error) {
 	k, ok := s.Key(name)
 	if !ok {
-		return nil, fmt.Errorf("key %q: %w", name, users.ErrNotFound)
+		return nil, fmt.Errorf("admin: key %q: %w", name, users.ErrNotFound)
 	}
 	return k, nil
 }

@@ -88,7 +88,7 @@ func newGrant(s *users.Snapshot, p *proof, spec GrantSpec, to recipient) (users.
 		return users.Grant{}, err
 	}
 	if held, found := grantOn(s, user.ID, spec.Target); found {
-		return users.Grant{}, fmt.Errorf("user %q holds the role %s on %s: %w: revoke that grant first", user.Name, held.Role, spec.Target, users.ErrExists)
+		return users.Grant{}, fmt.Errorf("admin: user %q holds the role %s on %s: %w: revoke that grant first", user.Name, held.Role, spec.Target, users.ErrExists)
 	}
 	grant := users.Grant{
 		UserID: user.ID, TokenID: p.token.ID, Role: spec.Role, Expires: spec.Expires,
@@ -103,9 +103,10 @@ func newGrant(s *users.Snapshot, p *proof, spec GrantSpec, to recipient) (users.
 	}
 	binding, ok := s.Binding(&grant)
 	if !ok {
-		return users.Grant{}, fmt.Errorf("%s: %w", spec.Target, users.ErrNotFound)
+		return users.Grant{}, fmt.Errorf("admin: %s: %w", spec.Target, users.ErrNotFound)
 	}
-	return grant, seal(&grant, to.accessKey(p.key), p.pins, binding)
+	err = seal(&grant, to.accessKey(p.key), p.pins, binding)
+	return grant, err
 }
 
 // grantOn finds the user's grant on a key, or their token manager's grant on a token.
@@ -128,7 +129,7 @@ func grantOn(s *users.Snapshot, userID int64, target Target) (*users.Grant, bool
 func heldGrant(s *users.Snapshot, user string, target Target) (*users.User, *users.Grant, error) {
 	holder, ok := s.User(user)
 	if !ok {
-		return nil, nil, fmt.Errorf("user %q: %w", user, users.ErrNotFound)
+		return nil, nil, fmt.Errorf("admin: user %q: %w", user, users.ErrNotFound)
 	}
 	if target.Token != "" {
 		if _, err := namedToken(s, target.Token); err != nil {
@@ -139,7 +140,7 @@ func heldGrant(s *users.Snapshot, user string, target Target) (*users.User, *use
 	}
 	grant, ok := grantOn(s, holder.ID, target)
 	if !ok {
-		return nil, nil, fmt.Errorf("grant of user %q on %s: %w", user, target, users.ErrNotFound)
+		return nil, nil, fmt.Errorf("admin: grant of user %q on %s: %w", user, target, users.ErrNotFound)
 	}
 	return holder, grant, nil
 }
@@ -172,7 +173,7 @@ func (o *Office) DeleteUser(ctx context.Context, name string, force bool) error 
 	}
 	user, ok := s.User(name)
 	if !ok {
-		return fmt.Errorf("user %q: %w", name, users.ErrNotFound)
+		return fmt.Errorf("admin: user %q: %w", name, users.ErrNotFound)
 	}
 	for _, grant := range s.GrantsOf(user.ID) {
 		if !force && o.isLastManager(s, grant) {

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"bytes"
 	"context"
 	"crypto"
 	"crypto/rand"
@@ -53,7 +54,7 @@ func (o *Office) ImportKey(ctx context.Context, actor Actor, spec KeySpec, priva
 	}
 	algorithm, err := token.AlgorithmOf(signer.Public())
 	if err != nil {
-		return users.Key{}, fmt.Errorf("key %q: %w", spec.Name, err)
+		return users.Key{}, fmt.Errorf("admin: key %q: %w", spec.Name, err)
 	}
 	return o.newKey(ctx, actor, spec, users.OriginImported, func(ctx context.Context, open token.Token, id []byte) (token.Key, error) {
 		return open.Import(ctx, token.KeySpec{ID: id, Label: spec.Name, Algorithm: algorithm}, private)
@@ -69,17 +70,31 @@ func (o *Office) AdoptKey(ctx context.Context, actor Actor, spec AdoptSpec) (use
 		if err != nil {
 			return err
 		}
+		if err := o.unregistered(ctx, spec.Token, id); err != nil {
+			return err
+		}
 		key, err := open.Key(ctx, id)
 		if err != nil {
-			return fmt.Errorf("key %x on token %q: %w", id, spec.Token, err)
+			return fmt.Errorf("admin: key %x on token %q: %w", id, spec.Token, err)
 		}
 		if err := proveKey(ctx, key); err != nil {
-			return fmt.Errorf("key %x on token %q: %w", id, spec.Token, err)
+			return fmt.Errorf("admin: key %x on token %q: %w", id, spec.Token, err)
 		}
 		adopted, err = register(ctx, key, users.OriginAdopted)
 		return err
 	})
 	return adopted, err
+}
+
+func (o *Office) unregistered(ctx context.Context, tokenName string, id []byte) error {
+	s, err := o.Store.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	if key, found := keyOnToken(s, tokenName, id); found {
+		return fmt.Errorf("admin: key %x on token %q: %w: it is registered as %q", id, tokenName, users.ErrExists, key.Name)
+	}
+	return nil
 }
 
 // registrar puts a key of the open token into the store with its first manager.
@@ -99,7 +114,7 @@ func (o *Office) withToken(ctx context.Context, actor Actor, spec KeySpec, act f
 		return err
 	}
 	if _, found := s.Key(spec.Name); found {
-		return fmt.Errorf("key %q: %w", spec.Name, users.ErrExists)
+		return fmt.Errorf("admin: key %q: %w", spec.Name, users.ErrExists)
 	}
 	if _, err := enabledUser(s, to.name); err != nil {
 		return err
@@ -128,35 +143,54 @@ func (o *Office) newKey(ctx context.Context, actor Actor, spec KeySpec, origin u
 		rand.Read(id)
 		key, err := bring(ctx, open, id)
 		if err != nil {
-			return fmt.Errorf("key %q: %w", spec.Name, err)
+			return fmt.Errorf("admin: key %q: %w", spec.Name, err)
 		}
 		ctx, cancel := o.finishing(ctx)
 		defer cancel()
-		err = proveKey(ctx, key)
-		if err == nil {
+		if err = proveKey(ctx, key); err == nil {
 			made, err = register(ctx, key, origin)
 		}
 		if err != nil {
-			return o.takeBack(ctx, open, spec, id, err)
+			made, err = o.takeBack(ctx, open, spec, id, err)
 		}
-		return nil
+		return err
 	})
 	return made, err
 }
 
-// takeBack destroys a key that could not be registered, unless the store has it after all.
-func (o *Office) takeBack(ctx context.Context, open token.Token, spec KeySpec, id []byte, cause error) error {
-	if _, err := o.Store.Snapshot(ctx); err != nil {
-		return left(spec, id, cause)
+// takeBack destroys a key that was made and not registered. A store that failed may
+// have registered it all the same, and a registered key must not be destroyed, so it is asked first.
+func (o *Office) takeBack(ctx context.Context, open token.Token, spec KeySpec, id []byte, cause error) (users.Key, error) {
+	s, err := o.Store.Snapshot(ctx)
+	if err != nil {
+		return users.Key{}, left(spec, id, cause)
 	}
-	if err := open.Destroy(ctx, id); err != nil {
-		return left(spec, id, errors.Join(cause, err))
+	if key, found := keyOnToken(s, spec.Token, id); found {
+		return *key, nil
 	}
-	return fmt.Errorf("key %q was made and, since it could not be registered, destroyed again: %w", spec.Name, cause)
+	if err := open.Destroy(ctx, id); err != nil && !errors.Is(err, token.ErrNoKey) {
+		return users.Key{}, left(spec, id, errors.Join(cause, err))
+	}
+	return users.Key{}, fmt.Errorf("admin: key %q could not be registered, so it was destroyed again: %w", spec.Name, cause)
 }
 
+// left tells how to go on with a key that is on the token only.
 func left(spec KeySpec, id []byte, cause error) error {
-	return fmt.Errorf("key %q is on token %q with the identifier %x, but not registered; \"key adopt --token %s --id %x\" registers it: %w", spec.Name, spec.Token, id, spec.Token, id, cause)
+	return fmt.Errorf("admin: key %q is on token %q with the identifier %x and not registered: adopt it by that identifier: %w", spec.Name, spec.Token, id, cause)
+}
+
+// keyOnToken finds the registered key that a token holds under an identifier.
+func keyOnToken(s *users.Snapshot, tokenName string, id []byte) (*users.Key, bool) {
+	record, ok := s.Token(tokenName)
+	if !ok {
+		return nil, false
+	}
+	for _, key := range s.Keys() {
+		if key.TokenID == record.ID && bytes.Equal(key.TokenKeyID, id) {
+			return &key, true
+		}
+	}
+	return nil, false
 }
 
 // registration is what register needs.
@@ -181,13 +215,8 @@ func (o *Office) register(ctx context.Context, r registration) (users.Key, error
 			return err
 		}
 		defer p.clear()
-		user, err := enabledUser(s, r.manager.name)
+		grant, err := firstManager(s, p, r.manager, key.Handle)
 		if err != nil {
-			return err
-		}
-		grant := users.Grant{UserID: user.ID, TokenID: p.token.ID, Role: users.RoleManager, PINVersion: p.token.PINVersion, CreatedBy: p.user.Name}
-		binding := access.Binding{TokenSerial: p.token.Serial, KeyHandle: key.Handle, User: user.Name, Role: string(grant.Role)}
-		if err := seal(&grant, r.manager.accessKey(p.key), p.pins, binding); err != nil {
 			return err
 		}
 		key.TokenID = p.token.ID
@@ -197,10 +226,25 @@ func (o *Office) register(ctx context.Context, r registration) (users.Key, error
 	return added, err
 }
 
+// firstManager makes the grant that comes with a new key, which has no identifier yet.
+func firstManager(s *users.Snapshot, p *proof, to recipient, handle string) (users.Grant, error) {
+	user, err := enabledUser(s, to.name)
+	if err != nil {
+		return users.Grant{}, err
+	}
+	grant := users.Grant{
+		UserID: user.ID, TokenID: p.token.ID, Role: users.RoleManager,
+		PINVersion: p.token.PINVersion, CreatedBy: p.user.Name,
+	}
+	binding := access.Binding{TokenSerial: p.token.Serial, KeyHandle: handle, User: user.Name, Role: string(grant.Role)}
+	err = seal(&grant, to.accessKey(p.key), p.pins, binding)
+	return grant, err
+}
+
 func describe(r registration) (users.Key, error) {
 	public, err := x509.MarshalPKIXPublicKey(r.key.Public())
 	if err != nil {
-		return users.Key{}, fmt.Errorf("key %q: %w: %w", r.spec.Name, token.ErrUnsupported, err)
+		return users.Key{}, fmt.Errorf("admin: key %q: %w: %w", r.spec.Name, token.ErrUnsupported, err)
 	}
 	return users.Key{
 		Name: r.spec.Name, TokenKeyID: r.key.ID(), Algorithm: r.key.Algorithm(),
@@ -224,7 +268,7 @@ func findKey(ctx context.Context, open token.Token, spec AdoptSpec) ([]byte, err
 	}
 	keys, err := open.Keys(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("token %q: %w", spec.Token, err)
+		return nil, fmt.Errorf("admin: token %q: %w", spec.Token, err)
 	}
 	var ids [][]byte
 	for _, key := range keys {
@@ -234,7 +278,7 @@ func findKey(ctx context.Context, open token.Token, spec AdoptSpec) ([]byte, err
 	}
 	switch len(ids) {
 	case 0:
-		return nil, fmt.Errorf("token %q: label %q: %w", spec.Token, spec.Label, token.ErrNoKey)
+		return nil, fmt.Errorf("admin: token %q: label %q: %w", spec.Token, spec.Label, token.ErrNoKey)
 	case 1:
 		return ids[0], nil
 	}
@@ -266,10 +310,10 @@ func (o *Office) DestroyKey(ctx context.Context, actor Actor, name string) error
 	ctx, cancel := o.finishing(ctx)
 	defer cancel()
 	if err := open.Destroy(ctx, key.TokenKeyID); err != nil && !errors.Is(err, token.ErrNoKey) {
-		return fmt.Errorf("key %q: %w", name, err)
+		return fmt.Errorf("admin: key %q: %w", name, err)
 	}
 	if err := o.Store.DeleteKey(ctx, name); err != nil {
-		return fmt.Errorf("key %q is destroyed but still listed; delete it once more without destroying: %w", name, err)
+		return fmt.Errorf("admin: key %q is destroyed but still listed; delete it once more without destroying: %w", name, err)
 	}
 	return nil
 }

@@ -40,28 +40,32 @@ func (o *Office) ChangePIN(ctx context.Context, actor Actor, name string, pin []
 		}
 		defer p.clear()
 		if p.token.PINStaged {
-			return fmt.Errorf("token %q: %w: somebody else is changing the PIN", name, users.ErrPINChangeInFlight)
+			return fmt.Errorf("admin: token %q: %w: somebody else has just begun one", name, users.ErrPINChangeInFlight)
 		}
 		if bytes.Equal(p.pins.Current, pin) {
-			return fmt.Errorf("%w: that is the PIN which token %q has already", ErrRequest, name)
+			return fmt.Errorf("%w: token %q has that PIN already", ErrRequest, name)
 		}
 		open, err := o.openFor(ctx, p)
 		if err != nil {
 			return err
 		}
 		defer open.Close()
-		grants, err := rewrapped(s, p.token.ID, pin)
-		if err != nil {
-			return err
-		}
-		ctx, cancel := o.finishing(ctx)
-		defer cancel()
-		version, err := o.Store.StagePIN(ctx, p.token.ID, grants)
-		if err != nil {
-			return err
-		}
-		return o.carryOut(ctx, open, change{token: p.token, version: version, old: p.pins.Current, new: pin})
+		return o.stageAndCarryOut(ctx, s, open, p, pin)
 	})
+}
+
+func (o *Office) stageAndCarryOut(ctx context.Context, s *users.Snapshot, open token.Token, p *proof, pin []byte) error {
+	grants, err := rewrapped(s, p.token.ID, pin)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := o.finishing(ctx)
+	defer cancel()
+	version, err := o.Store.StagePIN(ctx, p.token.ID, grants)
+	if err != nil {
+		return err
+	}
+	return o.carryOut(ctx, open, change{token: p.token, version: version, old: p.pins.Current, new: pin})
 }
 
 // rewrapped returns all grants of a token with a PIN staged.
@@ -92,24 +96,22 @@ type change struct {
 	old, new []byte
 }
 
-// carryOut does the second half of a staged change: the token's, then the store's.
+// carryOut does the second half of a staged change: the token's, then the store's. The token is logged in with the old PIN.
 func (o *Office) carryOut(ctx context.Context, open token.Token, c change) error {
-	err := users.MayTry(ctx, c.token.Name, open)
-	if err == nil {
-		err = open.ChangePIN(ctx, c.old, c.new)
-	}
+	err := open.ChangePIN(ctx, c.old, c.new)
 	switch {
 	case err == nil:
 		return o.commit(ctx, open, c)
 	case errors.Is(err, token.ErrPINInvalid), errors.Is(err, token.ErrUnsupported):
-		if abandonErr := o.Store.AbandonPIN(ctx, c.token.ID, c.version); !errors.Is(abandonErr, users.ErrStale) {
-			err = errors.Join(err, abandonErr)
+		abandonErr := o.Store.AbandonPIN(ctx, c.token.ID, c.version)
+		if abandonErr != nil && !errors.Is(abandonErr, users.ErrStale) {
+			return fmt.Errorf("admin: token %q keeps its PIN (%v), but the change is still listed as in flight: %w", c.token.Name, err, abandonErr)
 		}
-		return fmt.Errorf("token %q keeps its PIN: %w", c.token.Name, err)
+		return fmt.Errorf("admin: token %q keeps its PIN: %w", c.token.Name, err)
 	case errors.Is(err, token.ErrPINIncorrect):
-		return fmt.Errorf("token %q: its PIN was changed by somebody else meanwhile: %w", c.token.Name, err)
+		return fmt.Errorf("admin: token %q: somebody else changed its PIN at the same time: %w", c.token.Name, err)
 	}
-	return fmt.Errorf("token %q did not confirm the change: the next login finds out which PIN it has: %w", c.token.Name, err)
+	return fmt.Errorf("admin: token %q did not confirm its new PIN; the next login finds out which one it has: %w", c.token.Name, err)
 }
 
 // commit records that the token has the new PIN.
@@ -119,7 +121,7 @@ func (o *Office) commit(ctx context.Context, open token.Token, c change) error {
 		return o.recheck(ctx, open, c)
 	}
 	if err != nil {
-		return fmt.Errorf("token %q has its new PIN, which is stored for every grant, and the next login records that: %w", c.token.Name, err)
+		return fmt.Errorf("admin: token %q has its new PIN, which is stored for every grant, and the next login records that: %w", c.token.Name, err)
 	}
 	return nil
 }
@@ -198,27 +200,27 @@ func (o *Office) RepairPIN(ctx context.Context, name string, pin []byte) error {
 	}
 	ctx, cancel := o.finishing(ctx)
 	defer cancel()
-	return o.retrying(ctx, func(s *users.Snapshot) error {
-		record, err := namedToken(s, name)
-		if err != nil {
+	return o.retrying(ctx, func(s *users.Snapshot) error { return o.replacePIN(ctx, s, name, pin) })
+}
+
+// replacePIN puts a PIN that the token has into every grant.
+func (o *Office) replacePIN(ctx context.Context, s *users.Snapshot, name string, pin []byte) error {
+	record, err := namedToken(s, name)
+	if err != nil {
+		return err
+	}
+	if record.PINStaged {
+		if err := o.Store.AbandonPIN(ctx, record.ID, record.PINVersion); err != nil {
 			return err
 		}
-		if record.PINStaged {
-			if err := o.Store.AbandonPIN(ctx, record.ID, record.PINVersion); err != nil {
-				return err
-			}
-			if s, err = o.Store.Snapshot(ctx); err != nil {
-				return err
-			}
-		}
-		grants, err := rewrapped(s, record.ID, pin)
-		if err != nil {
-			return err
-		}
-		version, err := o.Store.StagePIN(ctx, record.ID, grants)
-		if err != nil {
-			return err
-		}
-		return o.Store.CommitPIN(ctx, record.ID, version)
-	})
+	}
+	grants, err := rewrapped(s, record.ID, pin)
+	if err != nil {
+		return err
+	}
+	version, err := o.Store.StagePIN(ctx, record.ID, grants)
+	if err != nil {
+		return err
+	}
+	return o.Store.CommitPIN(ctx, record.ID, version)
 }

@@ -76,11 +76,11 @@ func (o *Office) keyUser(s *users.Snapshot, actor Actor, key *users.Key) (*proof
 func registered(ctx context.Context, open token.Token, key *users.Key) (token.Key, error) {
 	held, err := open.Key(ctx, key.TokenKeyID)
 	if err != nil {
-		return nil, fmt.Errorf("key %q: %w", key.Name, err)
+		return nil, fmt.Errorf("admin: key %q: %w", key.Name, err)
 	}
 	public, err := x509.MarshalPKIXPublicKey(held.Public())
 	if err != nil || Handle(public) != key.Handle {
-		return nil, fmt.Errorf("key %q: %w: the token holds another key under its identifier", key.Name, token.ErrMismatch)
+		return nil, fmt.Errorf("admin: key %q: %w: the token holds another key under its identifier", key.Name, token.ErrMismatch)
 	}
 	return held, nil
 }

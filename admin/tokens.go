@@ -63,7 +63,7 @@ func checkNewToken(s *users.Snapshot, spec TokenSpec, manager string) (*users.Us
 		return nil, err
 	}
 	if _, found := s.Token(spec.Name); found {
-		return nil, fmt.Errorf("token %q: %w", spec.Name, users.ErrExists)
+		return nil, fmt.Errorf("admin: token %q: %w", spec.Name, users.ErrExists)
 	}
 	return enabledUser(s, manager)
 }
@@ -84,21 +84,21 @@ func (o *Office) verify(ctx context.Context, record users.Token, pin []byte) (to
 	defer open.Close()
 	info, err := open.Info(ctx)
 	if err != nil {
-		return token.Info{}, fmt.Errorf("token %q: %w", record.Name, err)
+		return token.Info{}, fmt.Errorf("admin: token %q: %w", record.Name, err)
 	}
 	switch {
 	case info.Serial == "":
 		return token.Info{}, fmt.Errorf("%w: token %q has no serial number, and grants are bound to one", ErrRequest, record.Name)
 	case record.Serial != "" && record.Serial != info.Serial:
-		return token.Info{}, fmt.Errorf("token %q: %w: the one that is there has the serial number %q, not %q", record.Name, token.ErrTokenAbsent, info.Serial, record.Serial)
+		return token.Info{}, fmt.Errorf("admin: token %q: %w: the one that is there has the serial number %q, not %q", record.Name, token.ErrTokenAbsent, info.Serial, record.Serial)
 	case info.LoggedIn:
-		return token.Info{}, fmt.Errorf("token %q: %w: it is logged in already, so that a PIN cannot be checked", record.Name, token.ErrBusy)
+		return token.Info{}, fmt.Errorf("admin: token %q: %w: it is logged in already, so that a PIN cannot be checked", record.Name, token.ErrBusy)
 	}
 	if err := users.MayTry(ctx, record.Name, open); err != nil {
 		return token.Info{}, err
 	}
 	if err := open.Login(ctx, pin); err != nil {
-		return token.Info{}, fmt.Errorf("token %q: %w", record.Name, err)
+		return token.Info{}, fmt.Errorf("admin: token %q: %w", record.Name, err)
 	}
 	return info, nil
 }
@@ -106,7 +106,7 @@ func (o *Office) verify(ctx context.Context, record users.Token, pin []byte) (to
 func (o *Office) open(ctx context.Context, record users.Token) (token.Token, error) {
 	open, err := o.Open(ctx, record)
 	if err != nil {
-		return nil, fmt.Errorf("token %q: %w", record.Name, err)
+		return nil, fmt.Errorf("admin: token %q: %w", record.Name, err)
 	}
 	return open, nil
 }
@@ -119,7 +119,7 @@ func (o *Office) openFor(ctx context.Context, p *proof) (token.Token, error) {
 	}
 	if err := users.Login(ctx, o.Store, p.token, open, p.pins); err != nil {
 		open.Close()
-		return nil, fmt.Errorf("token %q: %w", p.token.Name, err)
+		return nil, err
 	}
 	return open, nil
 }

@@ -90,6 +90,10 @@ func try(ctx context.Context, ledger Ledger, record Token, open token.Token, pin
 		return err
 	}
 	err := open.Login(ctx, pin)
+	if err == nil {
+		return nil
+	}
+	err = fmt.Errorf("users: token %q: %w", record.Name, err)
 	if !errors.Is(err, token.ErrPINIncorrect) {
 		return err
 	}
