@@ -1,0 +1,99 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"syscall"
+
+	"chancery/access"
+	"chancery/admin"
+	"chancery/artifact/openpgp"
+	"chancery/artifact/x509cert"
+	"chancery/internal/certfile"
+	"chancery/internal/cli"
+	"chancery/pki"
+	"chancery/token"
+	"chancery/users"
+	"chancery/users/sqlite"
+)
+
+// kind is what an operator meets for one sentinel error. The first in the list that fits counts.
+type kind struct {
+	sentinel error
+	exit     cli.ExitCode
+	code     string
+	hint     string
+}
+
+var kinds = []kind{
+	{access.ErrWrongPassphrase, cli.ExitDenied, "wrong_passphrase", "each grant has its own passphrase: is it the one for this key or token?"},
+	{admin.ErrNotManager, cli.ExitDenied, "not_allowed", ""},
+	{admin.ErrExpired, cli.ExitDenied, "grant_expired", ""},
+	{admin.ErrDisabled, cli.ExitDenied, "disabled", ""},
+	{admin.ErrLastManager, cli.ExitFailed, "last_manager", ""},
+	{admin.ErrRequest, cli.ExitUsage, "bad_request", ""},
+
+	{users.ErrFinalTry, cli.ExitToken, "pin_final_try", ""},
+	{users.ErrPINRejected, cli.ExitToken, "pin_rejected", ""},
+	{users.ErrNotFound, cli.ExitFailed, "not_found", "the list commands show the names; they are compared exactly"},
+	{users.ErrExists, cli.ExitFailed, "exists", ""},
+	{users.ErrInUse, cli.ExitFailed, "in_use", "delete what depends on it first"},
+	{users.ErrName, cli.ExitUsage, "bad_name", ""},
+	{users.ErrPINChangeInFlight, cli.ExitUnreachable, "pin_change_in_flight", "'token change-pin --settle' completes it"},
+	{users.ErrStale, cli.ExitUnreachable, "changed_meanwhile", "somebody else changed the same at this moment; try again"},
+
+	{token.ErrPINIncorrect, cli.ExitDenied, "pin_incorrect", ""},
+	{token.ErrPINLocked, cli.ExitToken, "pin_locked", ""},
+	{token.ErrPINInvalid, cli.ExitUsage, "pin_invalid", "choose another PIN; the token's manual says which it takes"},
+	{token.ErrTokenAbsent, cli.ExitToken, "token_absent", "is it plugged in, its service running, and the path right? 'token probe' shows what a module has"},
+	{token.ErrUnsupported, cli.ExitFailed, "unsupported", ""},
+	{token.ErrBusy, cli.ExitUnreachable, "token_busy", "try again; 'token add --max-sessions' bounds what the daemon takes"},
+	{token.ErrKeyExists, cli.ExitFailed, "key_exists", ""},
+	{token.ErrNoKey, cli.ExitFailed, "no_such_key", "'token show --keys' lists what the token holds"},
+	{token.ErrMismatch, cli.ExitFailed, "key_mismatch", ""},
+	{token.ErrLoginRequired, cli.ExitToken, "token_locked", ""},
+
+	{access.ErrEnrolment, cli.ExitUsage, "bad_enrolment", "have the user run 'chancery enroll' again and send the whole line"},
+	{access.ErrParameters, cli.ExitUsage, "bad_enrolment", "have the user run 'chancery enroll' again"},
+	{access.ErrMalformed, cli.ExitFailed, "database_damaged", "restore the database from its backup"},
+
+	{openpgp.ErrOptions, cli.ExitUsage, "bad_request", ""},
+	{openpgp.ErrUnsupported, cli.ExitFailed, "unsupported", ""},
+	{x509cert.ErrSubject, cli.ExitUsage, "bad_request", ""},
+	{x509cert.ErrOptions, cli.ExitUsage, "bad_request", ""},
+	{x509cert.ErrUnsupported, cli.ExitFailed, "unsupported", ""},
+	{x509cert.ErrCertificate, cli.ExitFailed, "certificate_invalid", ""},
+	{openpgp.ErrCertificate, cli.ExitFailed, "certificate_invalid", ""},
+
+	{pki.ErrExists, cli.ExitFailed, "file_exists", "move it away first: nothing is overwritten"},
+	{pki.ErrRequest, cli.ExitUsage, "bad_request", ""},
+	{pki.ErrCA, cli.ExitFailed, "ca_unusable", ""},
+	{certfile.ErrUnusable, cli.ExitUsage, "certificate_unusable", "see the table [tls] of the configuration"},
+
+	{sqlite.ErrPermissions, cli.ExitFailed, "state_permissions", ""},
+	{sqlite.ErrSchema, cli.ExitFailed, "database_newer", "install the newer version"},
+	{syscall.ENOSPC, cli.ExitFailed, "disk_full", "make room; nothing half-done is left in the database"},
+	{context.DeadlineExceeded, cli.ExitUnreachable, "timeout", "try again"},
+	{context.Canceled, cli.ExitFailed, "interrupted", ""},
+}
+
+// classify turns the errors of all packages into what an operator meets.
+func classify(err error) *cli.Error {
+	for _, k := range kinds {
+		if errors.Is(err, k.sentinel) {
+			return &cli.Error{Exit: k.exit, Code: k.code, Message: forPeople(err), Hint: k.hint, Cause: err}
+		}
+	}
+	return &cli.Error{Exit: cli.ExitFailed, Code: "failed", Message: forPeople(err), Cause: err}
+}
+
+var packageNames = []string{"access", "admin", "certfile", "openpgp", "pki", "pkcs11", "signer", "soft", "token", "tunnel", "users", "users/sqlite", "x509cert"}
+
+// forPeople leaves out which package said what; the log keeps it.
+func forPeople(err error) string {
+	text := strings.Join(strings.Fields(err.Error()), " ")
+	parts := slices.DeleteFunc(strings.Split(text, ": "), func(part string) bool { return slices.Contains(packageNames, part) })
+	return strings.Join(parts, ": ")
+}

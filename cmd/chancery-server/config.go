@@ -1,0 +1,115 @@
+package main
+
+import (
+	"net"
+	"path/filepath"
+	"time"
+
+	"chancery/access"
+	"chancery/internal/cli"
+)
+
+const (
+	defaultConfigFile = "/etc/chancery/server.toml"
+	environmentPrefix = "CHANCERY_SERVER"
+	databaseName      = "chancery.db"
+	socketName        = "control.sock"
+)
+
+// config is the daemon's and the operators' configuration file. The example in
+// packaging/examples/server.toml says what each key means.
+type config struct {
+	Bridge      bridgeConfig     `mapstructure:"bridge"`
+	TLS         tlsConfig        `mapstructure:"tls"`
+	State       stateConfig      `mapstructure:"state"`
+	Sessions    sessionsConfig   `mapstructure:"sessions"`
+	Passphrases passphraseConfig `mapstructure:"passphrases"`
+	Control     controlConfig    `mapstructure:"control"`
+	Log         cli.Logging      `mapstructure:"log"`
+}
+
+type bridgeConfig struct {
+	Address          string        `mapstructure:"address"`           // host:port of the bridge's port for servers
+	Hostname         string        `mapstructure:"hostname"`          // the name in the bridge's certificate; empty: the host of address
+	IdleConnections  int           `mapstructure:"idle_connections"`  // legs kept waiting at the bridge
+	HandshakeTimeout time.Duration `mapstructure:"handshake_timeout"` // outer and inner, each
+}
+
+type tlsConfig struct {
+	CACertificate                  string `mapstructure:"ca_certificate"`
+	Certificate                    string `mapstructure:"certificate"`
+	PrivateKey                     string `mapstructure:"private_key"`
+	PrivateKeyPassphraseFile       string `mapstructure:"private_key_passphrase_file"`
+	PrivateKeyPassphraseCredential string `mapstructure:"private_key_passphrase_credential"`
+}
+
+type stateConfig struct {
+	Directory string `mapstructure:"directory"`
+}
+
+type passphraseConfig struct {
+	MinimumLength int `mapstructure:"minimum_length"` // characters
+}
+
+type controlConfig struct {
+	Socket string `mapstructure:"socket"` // empty: control.sock in the state directory
+}
+
+func (c *config) database() string { return filepath.Join(c.State.Directory, databaseName) }
+
+func (c *config) socket() string {
+	if c.Control.Socket != "" {
+		return c.Control.Socket
+	}
+	return filepath.Join(c.State.Directory, socketName)
+}
+
+// loadConfig reads the configuration once and keeps it.
+func (a *app) loadConfig() (*config, error) {
+	if a.config != nil {
+		return a.config, nil
+	}
+	c := defaultConfig()
+	file, err := cli.Load(cli.Source{File: a.configFile, Search: []string{defaultConfigFile}, EnvPrefix: environmentPrefix}, c)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.validate(); err != nil {
+		return nil, err
+	}
+	a.config, a.configFrom = c, file
+	return c, nil
+}
+
+// validate refuses what no command could work with. What only the daemon needs is checked when it starts.
+func (c *config) validate() error {
+	switch {
+	case c.State.Directory == "":
+		return cli.Usage("state.directory is empty: name the directory of the database")
+	case !filepath.IsAbs(c.State.Directory):
+		return cli.Usage("state.directory %q is not an absolute path", c.State.Directory)
+	case c.Passphrases.MinimumLength < 1 || c.Passphrases.MinimumLength > access.MaxPassphrase:
+		return cli.Usage("passphrases.minimum_length is %d, not 1 to %d", c.Passphrases.MinimumLength, access.MaxPassphrase)
+	}
+	return c.Sessions.validate()
+}
+
+// validateDaemon refuses what `serve` cannot work with.
+func (c *config) validateDaemon() error {
+	if _, port, err := net.SplitHostPort(c.Bridge.Address); err != nil || port == "" {
+		return cli.Usage("bridge.address %q is not host:port: name the bridge's port for servers, for example bridge.example.com:44333", c.Bridge.Address)
+	}
+	if c.Bridge.IdleConnections < 1 {
+		return cli.Usage("bridge.idle_connections is %d: at least 1", c.Bridge.IdleConnections)
+	}
+	for _, file := range []struct{ key, path string }{
+		{"tls.ca_certificate", c.TLS.CACertificate},
+		{"tls.certificate", c.TLS.Certificate},
+		{"tls.private_key", c.TLS.PrivateKey},
+	} {
+		if file.path == "" {
+			return cli.Usage("%s is not set: 'chancery-server pki' makes certificates for those who have none", file.key)
+		}
+	}
+	return nil
+}

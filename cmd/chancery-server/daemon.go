@@ -1,0 +1,195 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"chancery/internal/certfile"
+	"chancery/internal/cli"
+	"chancery/signer"
+	"chancery/tunnel"
+	"chancery/users"
+)
+
+// pollEvery is how soon at the latest an operator's change takes effect in live sessions.
+const pollEvery = 250 * time.Millisecond
+
+func (a *app) serveCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "serve", Short: "Run the daemon until SIGTERM or SIGINT",
+		Long: `Run the daemon until SIGTERM or SIGINT. Requests in flight then have
+sessions.drain_timeout to end; a second signal ends them at once. SIGHUP closes all
+tokens and opens them again. No PIN is needed: each user's passphrase unlocks what is theirs.`,
+		Args: cli.Args(cobra.NoArgs),
+		RunE: func(command *cobra.Command, _ []string) error {
+			c, err := a.loadConfig()
+			if err != nil {
+				return err
+			}
+			return serve(command.Context(), c)
+		},
+	}
+}
+
+// daemon is the running server's parts.
+type daemon struct {
+	config   *config
+	log      *slog.Logger
+	store    users.Store
+	signer   *signer.Server
+	listener *tunnel.Listener
+	started  time.Time
+}
+
+func serve(ctx context.Context, c *config) error {
+	if err := c.validateDaemon(); err != nil {
+		return err
+	}
+	log, err := c.Log.Logger(os.Stderr)
+	if err != nil {
+		return err
+	}
+	tls, err := c.tunnel(log)
+	if err != nil {
+		return err
+	}
+	store, err := openStore(ctx, c)
+	if err != nil {
+		return err
+	}
+	d := &daemon{config: c, log: log, store: store, started: time.Now()}
+	return errors.Join(d.run(ctx, tls), store.Close())
+}
+
+// run serves until a signal comes.
+func (d *daemon) run(ctx context.Context, legs *tunnel.Config) error {
+	control, err := listenControl(d.config.socket())
+	if err != nil {
+		return err
+	}
+	settings := signer.Config{Store: d.store, Open: openToken, Log: d.log, PollEvery: pollEvery}
+	d.config.Sessions.apply(&settings)
+	if d.signer, err = signer.New(settings); err != nil {
+		return errors.Join(err, control.Close())
+	}
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	// Once draining, the next signal has its usual effect.
+	context.AfterFunc(ctx, stop)
+	d.reloadOnHangup(ctx)
+	d.listener = tunnel.Listen(ctx, legs, d.config.Bridge.IdleConnections)
+	go func() {
+		if err := serveControl(ctx, control, d.status); err != nil {
+			d.log.Error("the control socket ended", "error", err)
+		}
+	}()
+	d.log.Info("serving", "bridge", legs.Bridge, "legs", d.config.Bridge.IdleConnections, "database", d.config.database(), "control", d.config.socket())
+	err = d.signer.Serve(ctx, d.accept)
+	d.log.Info("stopped", "sessions", d.listener.Stats().Accepted)
+	return errors.Join(err, d.listener.Close())
+}
+
+func (d *daemon) accept(ctx context.Context) (signer.Conn, error) {
+	conn, err := d.listener.Accept(ctx)
+	if err != nil {
+		return nil, err // not conn: a nil *tunnel.Conn would not be a nil Conn
+	}
+	return conn, nil
+}
+
+// reloadOnHangup requests the reload of all tokens with each SIGHUP.
+func (d *daemon) reloadOnHangup(ctx context.Context) {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	go func() {
+		defer signal.Stop(hangups)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-hangups:
+				d.reloadAll(ctx)
+			}
+		}
+	}()
+}
+
+func (d *daemon) reloadAll(ctx context.Context) {
+	s, err := d.store.Snapshot(ctx)
+	if err != nil {
+		d.log.Error("no token could be reloaded", "error", err)
+		return
+	}
+	for _, t := range s.Tokens() {
+		if err := d.store.RequestReload(ctx, t.Name); err != nil {
+			d.log.Error("token not reloaded", "token", t.Name, "error", err)
+			continue
+		}
+		d.log.Info("reload of token requested", "token", t.Name)
+	}
+}
+
+// status may be called at any time.
+func (d *daemon) status() liveStatus {
+	stats := d.listener.Stats()
+	live := liveStatus{
+		PID: os.Getpid(), Started: d.started.UTC(), Signer: d.signer.Status(),
+		Bridge: bridgeStatus{
+			Address: d.config.Bridge.Address, Reachable: stats.Waiting > 0 || stats.Handshaking > 0,
+			Waiting: stats.Waiting, Connecting: stats.Connecting, Handshaking: stats.Handshaking,
+			Accepted: stats.Accepted, Refused: stats.Refused, LastErrorAt: optionalTime(stats.LastErrorAt),
+		},
+	}
+	if stats.LastError != nil {
+		live.Bridge.LastError = forPeople(stats.LastError)
+	}
+	return live
+}
+
+// tunnel makes the settings of both layers from the files that the configuration names.
+func (c *config) tunnel(log *slog.Logger) (*tunnel.Config, error) {
+	passphrase := cli.Secret{
+		What: "passphrase of the private key " + c.TLS.PrivateKey,
+		File: c.TLS.PrivateKeyPassphraseFile, Credential: c.TLS.PrivateKeyPassphraseCredential, Descriptor: -1,
+	}
+	identity, warnings, err := certfile.Load(certfile.Files{
+		CA: c.TLS.CACertificate, Certificate: c.TLS.Certificate, Key: c.TLS.PrivateKey, Passphrase: passphrase.Read,
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, warning := range warnings {
+		log.Warn(warning)
+	}
+	hostname := c.Bridge.Hostname
+	if hostname == "" {
+		if hostname, _, err = net.SplitHostPort(c.Bridge.Address); err != nil {
+			return nil, err
+		}
+	}
+	return &tunnel.Config{
+		Bridge: c.Bridge.Address, Outer: identity.OuterDialer(hostname), Inner: identity.InnerAcceptor(),
+		Handshake: c.Bridge.HandshakeTimeout, Log: log,
+	}, nil
+}
+
+// checkDaemon tries what `serve` would need, without changing anything.
+func (c *config) checkDaemon() error {
+	if err := c.validateDaemon(); err != nil {
+		return err
+	}
+	log, err := c.Log.Logger(os.Stderr)
+	if err != nil {
+		return err
+	}
+	_, err = c.tunnel(log)
+	return err
+}

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"chancery/admin"
+	"chancery/token"
+	"chancery/token/pkcs11"
+	"chancery/token/soft"
+	"chancery/users"
+)
+
+// The drivers of tokens, as the database names them.
+const (
+	driverPKCS11 = "pkcs11"
+	driverSoft   = "soft"
+)
+
+// withOffice runs act with what operators' acts need. It takes as few sessions
+// of a token as possible: a daemon may hold the others.
+func (a *app) withOffice(command *cobra.Command, act func(context.Context, *admin.Office) error) error {
+	return a.withStore(command, func(ctx context.Context, store users.Store) error {
+		return act(ctx, &admin.Office{
+			Store: store, MinPassphrase: a.config.Passphrases.MinimumLength,
+			Open: func(ctx context.Context, t users.Token) (token.Token, error) {
+				t.MaxSessions = pkcs11.MinSessions
+				return openToken(ctx, t)
+			},
+		})
+	})
+}
+
+// openToken opens a registered token with its driver, without login.
+func openToken(_ context.Context, t users.Token) (token.Token, error) {
+	switch t.Driver {
+	case driverSoft:
+		return soft.Open(t.Location)
+	case driverPKCS11:
+		config := pkcs11.Config{Module: t.Location, Serial: t.Serial, MaxSessions: t.MaxSessions}
+		if t.Serial == "" {
+			config.Label = t.Label
+		}
+		return pkcs11.Open(config)
+	}
+	return nil, fmt.Errorf("token %q: driver %q: %w", t.Name, t.Driver, token.ErrUnsupported)
+}
+
+// managersOf names the enabled users who manage a key or a token.
+func managersOf(s *users.Snapshot, target admin.Target) []string {
+	var names []string
+	for i := range s.Users() {
+		user := &s.Users()[i]
+		if !user.Disabled && manages(s, user.ID, target) {
+			names = append(names, user.Name)
+		}
+	}
+	return names
+}
+
+func manages(s *users.Snapshot, userID int64, target admin.Target) bool {
+	if t, ok := s.Token(target.Token); ok {
+		_, held := s.TokenGrant(userID, t.ID)
+		return held
+	}
+	k, ok := s.Key(target.Key)
+	if !ok {
+		return false
+	}
+	grant, held := s.KeyGrant(userID, k.ID)
+	return held && grant.Role == users.RoleManager
+}

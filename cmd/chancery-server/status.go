@@ -1,0 +1,166 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"chancery/internal/cli"
+	"chancery/signer"
+	"chancery/users"
+)
+
+// statusView is what `status --json` prints.
+type statusView struct {
+	Database databaseView `json:"database"`
+	Daemon   *liveStatus  `json:"daemon"` // null: none runs
+}
+
+type databaseView struct {
+	Path                string   `json:"path"`
+	Revision            int64    `json:"revision"`
+	Users               int      `json:"users"`
+	DisabledUsers       int      `json:"disabled_users"`
+	Tokens              int      `json:"tokens"`
+	SoftwareTokens      []string `json:"software_tokens"`
+	Keys                int      `json:"keys"`
+	DisabledKeys        int      `json:"disabled_keys"`
+	Grants              int      `json:"grants"`
+	ExpiredGrants       int      `json:"expired_grants"`
+	PINChangesInFlight  []string `json:"pin_changes_in_flight"`
+	TokensRejectingPINs []string `json:"tokens_rejecting_pins"`
+}
+
+// liveStatus is what the running daemon tells over its control socket.
+type liveStatus struct {
+	PID     int           `json:"pid"`
+	Started time.Time     `json:"started"`
+	Bridge  bridgeStatus  `json:"bridge"`
+	Signer  signer.Status `json:"signer"`
+}
+
+type bridgeStatus struct {
+	Address     string     `json:"address"`
+	Reachable   bool       `json:"reachable"` // a leg waits there, or a client is just being served
+	Waiting     int        `json:"waiting"`   // legs
+	Connecting  int        `json:"connecting"`
+	Handshaking int        `json:"handshaking"`
+	Accepted    uint64     `json:"accepted"` // sessions since the start
+	Refused     uint64     `json:"refused"`
+	LastError   string     `json:"last_error,omitempty"`
+	LastErrorAt *time.Time `json:"last_error_at,omitempty"`
+}
+
+func (a *app) statusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "Show what is registered, and how the daemon is",
+		Args: cli.Args(cobra.NoArgs),
+		RunE: func(command *cobra.Command, _ []string) error {
+			return a.withStore(command, func(ctx context.Context, store users.Store) error {
+				s, err := store.Snapshot(ctx)
+				if err != nil {
+					return err
+				}
+				live, err := askDaemon(ctx, a.config.socket())
+				if err != nil {
+					return err
+				}
+				view := statusView{Database: viewDatabase(a.config, s), Daemon: live}
+				return a.show(command, view, view.fields(a.config))
+			})
+		},
+	}
+}
+
+func viewDatabase(c *config, s *users.Snapshot) databaseView {
+	view := databaseView{
+		Path: c.database(), Revision: s.Revision, Users: len(s.Users()), Tokens: len(s.Tokens()), Keys: len(s.Keys()), Grants: len(s.Grants()),
+		SoftwareTokens: []string{}, PINChangesInFlight: []string{}, TokensRejectingPINs: []string{},
+	}
+	for _, u := range s.Users() {
+		view.DisabledUsers += number(u.Disabled)
+	}
+	for _, k := range s.Keys() {
+		view.DisabledKeys += number(k.Disabled)
+	}
+	now := time.Now()
+	for i := range s.Grants() {
+		view.ExpiredGrants += number(s.Grants()[i].Expired(now))
+	}
+	for _, t := range s.Tokens() {
+		if !t.Hardware {
+			view.SoftwareTokens = append(view.SoftwareTokens, t.Name)
+		}
+		if t.PINStaged {
+			view.PINChangesInFlight = append(view.PINChangesInFlight, t.Name)
+		}
+		if t.PINRejected {
+			view.TokensRejectingPINs = append(view.TokensRejectingPINs, t.Name)
+		}
+	}
+	return view
+}
+
+func (v *statusView) fields(c *config) []field {
+	d := &v.Database
+	fields := []field{
+		{"database", d.Path},
+		{"users", fmt.Sprintf("%d (%d disabled)", d.Users, d.DisabledUsers)},
+		{"tokens", fmt.Sprintf("%d (hardware: no for %s)", d.Tokens, orNone(d.SoftwareTokens))},
+		{"keys", fmt.Sprintf("%d (%d disabled)", d.Keys, d.DisabledKeys)},
+		{"grants", fmt.Sprintf("%d (%d expired)", d.Grants, d.ExpiredGrants)},
+		{"PIN changes in flight", orNone(d.PINChangesInFlight)},
+		{"PIN rejected by", orNone(d.TokensRejectingPINs)},
+	}
+	if v.Daemon == nil {
+		return append(fields, field{"daemon", "not running (nothing answers on " + c.socket() + ")"})
+	}
+	return append(fields, v.Daemon.fields()...)
+}
+
+func (s *liveStatus) fields() []field {
+	fields := []field{
+		{"daemon", fmt.Sprintf("running as process %d since %s", s.PID, moment(s.Started))},
+		{"bridge", s.Bridge.sentence()},
+		{"sessions", fmt.Sprintf("%d open, %d requests in flight, %d since the start, %d handshakes refused", s.Signer.Sessions, s.Signer.InFlight, s.Bridge.Accepted, s.Bridge.Refused)},
+	}
+	for _, t := range s.Signer.Tokens {
+		text := fmt.Sprintf("%s is %s since %s", t.Name, t.State, moment(t.Since))
+		if t.Error != "" {
+			text += ": " + t.Error
+		}
+		if len(t.Refused) > 0 {
+			text += "; refused, since the token has another public half: " + strings.Join(t.Refused, ", ")
+		}
+		fields = append(fields, field{"token", text})
+	}
+	return fields
+}
+
+func (b *bridgeStatus) sentence() string {
+	text := fmt.Sprintf("%s reachable, %d legs waiting", b.Address, b.Waiting)
+	if !b.Reachable {
+		text = b.Address + " NOT reachable"
+	}
+	if b.LastError != "" && b.LastErrorAt != nil {
+		text += fmt.Sprintf("; last error %s: %s", moment(*b.LastErrorAt), b.LastError)
+	}
+	return text
+}
+
+func orNone(names []string) string {
+	if len(names) == 0 {
+		return "none"
+	}
+	return strings.Join(names, ", ")
+}
+
+func number(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"chancery/internal/cli"
+	"chancery/users"
+	"chancery/users/sqlite"
+)
+
+// withStore runs act with the database open.
+func (a *app) withStore(command *cobra.Command, act func(context.Context, users.Store) error) error {
+	c, err := a.loadConfig()
+	if err != nil {
+		return err
+	}
+	store, err := openStore(command.Context(), c)
+	if err != nil {
+		return err
+	}
+	return errors.Join(act(command.Context(), store), store.Close())
+}
+
+// withSnapshot runs act with all that the database holds.
+func (a *app) withSnapshot(command *cobra.Command, act func(*users.Snapshot) error) error {
+	return a.withStore(command, func(ctx context.Context, store users.Store) error {
+		snapshot, err := store.Snapshot(ctx)
+		if err != nil {
+			return err
+		}
+		return act(snapshot)
+	})
+}
+
+// openStore opens the database, which is made on first use.
+func openStore(ctx context.Context, c *config) (users.Store, error) {
+	for _, path := range []string{c.State.Directory, c.database()} {
+		if err := checkOwner(path); err != nil {
+			return nil, err
+		}
+	}
+	store, err := sqlite.Open(ctx, c.database())
+	switch {
+	case err == nil:
+		return store, nil
+	case errors.Is(err, sqlite.ErrPermissions), errors.Is(err, sqlite.ErrSchema), errors.Is(err, syscall.ENOSPC):
+		return nil, err
+	}
+	return nil, &cli.Error{
+		Exit: cli.ExitFailed, Code: "state_unusable", Message: "cannot open the database: " + forPeople(err),
+		Hint: "see state.directory in the configuration, and run this as the user of the daemon", Cause: err,
+	}
+}
+
+// checkOwner refuses what belongs to another user: the files that root would make beside
+// the database, the daemon could not open any more.
+func checkOwner(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil // opening the database tells it, or makes it
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || int(stat.Uid) == os.Geteuid() {
+		return nil
+	}
+	return &cli.Error{
+		Exit: cli.ExitFailed, Code: "state_owner",
+		Message: fmt.Sprintf("%s belongs to user %d and this is user %d", path, stat.Uid, os.Geteuid()),
+		Hint:    "run this as the user of the daemon, for example with sudo -u chancery",
+	}
+}

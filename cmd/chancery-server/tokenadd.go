@@ -1,0 +1,169 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"chancery/admin"
+	"chancery/internal/cli"
+	"chancery/token/pkcs11"
+	"chancery/token/soft"
+	"chancery/users"
+)
+
+// tokenFlags are what `token add` was told.
+type tokenFlags struct {
+	driver, module, directory string
+	serial, label, manager    string
+	maxSessions               int
+	create                    bool
+	pin                       *cli.Secret
+	grantee                   *granteeFlags
+}
+
+func (a *app) tokenAddCommand() *cobra.Command {
+	flags := &tokenFlags{}
+	command := &cobra.Command{
+		Use: "add NAME", Short: "Register a token and its first manager",
+		Long: `Register a token and its first manager, who may make keys on it and change its PIN.
+
+The PIN is asked for once, checked by one login, and stored only wrapped to the
+manager's access key: whoever loses all managers' passphrases has to enter the PIN
+again with 'token repair-pin'. 'token probe' lists what a module offers.`,
+		Args: cli.Args(cobra.ExactArgs(1)), ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(command *cobra.Command, args []string) error {
+			return a.withOffice(command, func(ctx context.Context, office *admin.Office) error {
+				return a.addToken(ctx, command, office, args[0], flags)
+			})
+		},
+	}
+	f := command.Flags()
+	f.StringVar(&flags.driver, "driver", "", "pkcs11 or soft")
+	f.StringVar(&flags.module, "module", "", "pkcs11: path of the module")
+	f.StringVar(&flags.serial, "serial", "", "pkcs11: the token's serial number")
+	f.StringVar(&flags.label, "label", "", "pkcs11: the token's label; soft with --create: its label (default NAME)")
+	f.StringVar(&flags.directory, "directory", "", "soft: the token's directory (default: tokens/NAME in the state directory)")
+	f.BoolVar(&flags.create, "create", false, "soft: make a new token there, with a new PIN")
+	f.IntVar(&flags.maxSessions, "max-sessions", 0, "sessions that the daemon opens at most (0: the driver's default)")
+	f.StringVar(&flags.manager, "manager", "", "the token's first manager, a registered user")
+	flags.pin = secretFlags(command, "pin", "token's PIN")
+	flags.grantee = addGrantee(command, "passphrase", "manager's passphrase for this token")
+	must(command.MarkFlagRequired("driver"))
+	must(command.MarkFlagRequired("manager"))
+	completeWords(command, "driver", driverPKCS11, driverSoft)
+	a.completeFlag(command, "manager", userNames)
+	return command
+}
+
+func (a *app) addToken(ctx context.Context, command *cobra.Command, office *admin.Office, name string, flags *tokenFlags) error {
+	spec, err := flags.spec(a.config, name)
+	if err != nil {
+		return err
+	}
+	s, err := office.Store.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	if err := checkNewToken(s, name, flags.manager); err != nil {
+		return err
+	}
+	pin, err := flags.readPIN(name)
+	if err != nil {
+		return err
+	}
+	defer clear(pin)
+	manager, err := flags.grantee.read(a, command, flags.manager, admin.Target{Token: name})
+	if err != nil {
+		return err
+	}
+	defer manager.Clear()
+	if flags.create {
+		if err := soft.Create(spec.Location, spec.Label, pin); err != nil {
+			return err
+		}
+	}
+	added, err := office.AddToken(ctx, spec, pin, manager)
+	if err != nil && flags.create {
+		return fmt.Errorf("the software token is made, but could not be registered; try again without --create: %w", err)
+	}
+	if err != nil {
+		return err
+	}
+	return a.tellToken(ctx, command, office, &added, flags, manager)
+}
+
+func (a *app) tellToken(ctx context.Context, command *cobra.Command, office *admin.Office, added *users.Token, flags *tokenFlags, manager admin.Grantee) error {
+	passphrase, err := flags.grantee.reveal(a, command, manager)
+	if err != nil {
+		return err
+	}
+	s, err := office.Store.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	a.tell(command, "token %q added (serial %s, hardware: %s); its manager is %q", added.Name, added.Serial, yesNo(added.Hardware), flags.manager)
+	a.next(command, "'key create NAME --token %s --algorithm …'", added.Name)
+	return a.result(command, struct {
+		tokenView
+		Passphrase string `json:"passphrase,omitempty"`
+	}{viewToken(s, added), passphrase})
+}
+
+// spec checks that the flags fit the driver.
+func (f *tokenFlags) spec(c *config, name string) (admin.TokenSpec, error) {
+	if err := users.CheckName(name); err != nil {
+		return admin.TokenSpec{}, err
+	}
+	spec := admin.TokenSpec{Name: name, Driver: f.driver, Serial: f.serial, Label: f.label, MaxSessions: f.maxSessions}
+	switch {
+	case f.maxSessions < 0 || f.maxSessions > 0 && f.driver == driverPKCS11 && f.maxSessions < pkcs11.MinSessions:
+		return spec, cli.Usage("--max-sessions %d: at least %d, or 0 for the default", f.maxSessions, pkcs11.MinSessions)
+	case f.driver == driverSoft && (f.module != "" || f.serial != "" || f.label != "" && !f.create):
+		return spec, cli.Usage("a soft token has a --directory; --module and --serial are for pkcs11, --label for --create")
+	case f.driver == driverSoft:
+		return f.softSpec(spec, c)
+	case f.driver != driverPKCS11:
+		return spec, cli.Usage("--driver %q: pkcs11 or soft", f.driver)
+	case f.module == "" || f.directory != "" || f.create:
+		return spec, cli.Usage("a pkcs11 token needs --module; --directory and --create are for soft ones")
+	}
+	var err error
+	spec.Location, err = filepath.Abs(f.module)
+	return spec, err
+}
+
+func (f *tokenFlags) softSpec(spec admin.TokenSpec, c *config) (admin.TokenSpec, error) {
+	directory := f.directory
+	if directory == "" {
+		directory = filepath.Join(c.State.Directory, "tokens", spec.Name)
+	}
+	if spec.Label == "" && f.create {
+		spec.Label = spec.Name
+	}
+	var err error
+	spec.Location, err = filepath.Abs(directory)
+	return spec, err
+}
+
+func checkNewToken(s *users.Snapshot, name, manager string) error {
+	if _, found := s.Token(name); found {
+		return fmt.Errorf("token %q: %w", name, users.ErrExists)
+	}
+	_, err := findUser(s, manager)
+	if errors.Is(err, users.ErrNotFound) {
+		return &cli.Error{Exit: cli.ExitFailed, Code: "not_found", Message: fmt.Sprintf("user %q: not found", manager), Hint: fmt.Sprintf("'chancery-server user add %s' registers them", manager), Cause: err}
+	}
+	return err
+}
+
+func (f *tokenFlags) readPIN(name string) ([]byte, error) {
+	f.pin.What = fmt.Sprintf("PIN of token %q", name)
+	if f.create {
+		return f.pin.ReadNew()
+	}
+	return f.pin.Read()
+}
