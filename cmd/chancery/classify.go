@@ -1,0 +1,111 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"chancery/access"
+	"chancery/artifact/openpgp"
+	"chancery/artifact/raw"
+	"chancery/client"
+	"chancery/internal/certfile"
+	"chancery/internal/cli"
+	"chancery/tunnel"
+	"chancery/tunnel/wire"
+)
+
+// exits of the client's own codes; those of the wire know theirs.
+var exits = map[wire.Code]cli.ExitCode{
+	client.CodeInterrupted:       cli.ExitUnreachable,
+	client.CodeTimeout:           cli.ExitUnreachable,
+	client.CodeConnectionLost:    cli.ExitUnreachable,
+	client.CodeBridgeUnreachable: cli.ExitUnreachable,
+	client.CodeNoServer:          cli.ExitUnreachable,
+	client.CodeServerUnreachable: cli.ExitUnreachable,
+	client.CodeSettings:          cli.ExitUsage,
+	client.CodeBridgeRefused:     cli.ExitDenied,
+	client.CodeBridgeRejected:    cli.ExitDenied,
+	client.CodeServerRefused:     cli.ExitDenied,
+	client.CodeServerClosed:      cli.ExitDenied,
+}
+
+// kinds are what a user meets for the sentinel errors of other packages.
+var kinds = []struct {
+	sentinel error
+	exit     cli.ExitCode
+	code     string
+	hint     string
+}{
+	{certfile.ErrUnusable, cli.ExitUsage, "certificate_unusable", ""},
+	{tunnel.ErrNoName, cli.ExitUsage, "certificate_unusable", "have the certificate issued again, with the user's name as its common name"},
+	{raw.ErrHash, cli.ExitUsage, "usage", ""},
+	{raw.ErrTooLarge, cli.ExitFailed, string(client.CodeTooLarge), "sign it with 'sign openpgp', or sign a file that holds its digest"},
+	{openpgp.ErrOtherKey, cli.ExitFailed, "other_key", ""},
+	{openpgp.ErrSignature, cli.ExitFailed, string(client.CodeBadSignature), ""},
+	{openpgp.ErrExpired, cli.ExitFailed, "expired", ""},
+	{openpgp.ErrRevoked, cli.ExitFailed, "revoked", ""},
+	{openpgp.ErrMalformed, cli.ExitFailed, "signature_malformed", ""},
+	{openpgp.ErrText, cli.ExitFailed, "not_text", ""},
+	{openpgp.ErrCertificate, cli.ExitFailed, "openpgp_certificate", ""},
+	{openpgp.ErrOptions, cli.ExitUsage, "usage", ""},
+	{openpgp.ErrUnsupported, cli.ExitFailed, "unsupported", ""},
+	{access.ErrParameters, cli.ExitUsage, "usage", ""},
+}
+
+// classify says what a user is told of an error.
+func classify(err error) *cli.Error {
+	var failed *client.Error
+	if errors.As(err, &failed) {
+		return fromClient(failed)
+	}
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return &cli.Error{Exit: cli.ExitUnreachable, Code: string(client.CodeTimeout), Message: "the time of --timeout ran out", Hint: "allow more", Cause: err}
+	case errors.Is(err, context.Canceled):
+		return &cli.Error{Exit: cli.ExitFailed, Code: string(client.CodeCanceled), Message: "canceled", Cause: err}
+	}
+	for _, kind := range kinds {
+		if errors.Is(err, kind.sentinel) {
+			return &cli.Error{Exit: kind.exit, Code: kind.code, Message: withoutPackage(err.Error()), Hint: kind.hint, Cause: err}
+		}
+	}
+	return nil
+}
+
+func fromClient(e *client.Error) *cli.Error {
+	exit, ours := exits[e.Code]
+	switch {
+	case ours:
+	case slices.Contains(wire.Codes(), e.Code):
+		exit = cli.ExitCode(e.Code.Exit())
+	default:
+		exit = cli.ExitFailed
+	}
+	message := e.Message
+	if e.Key != "" {
+		message = "key " + quoted(e.Key) + ": " + message
+	}
+	return &cli.Error{Exit: exit, Code: string(e.Code), Message: message, Hint: e.Hint, Cause: e}
+}
+
+// withoutPackage drops the package's name from an error's text, which means nothing to a user.
+func withoutPackage(text string) string {
+	for _, prefix := range []string{"certfile: cannot be used: ", "openpgp: ", "raw: ", "access: ", "tunnel: "} {
+		text = strings.ReplaceAll(text, prefix, "")
+	}
+	return text
+}
+
+// told is the error as a user is told it, for messages about one file of many.
+func told(err error) *cli.Error {
+	var known *cli.Error
+	if errors.As(err, &known) {
+		return known
+	}
+	if known = classify(err); known != nil {
+		return known
+	}
+	return &cli.Error{Exit: cli.ExitFailed, Code: "failed", Message: err.Error(), Cause: err}
+}

@@ -1,0 +1,237 @@
+package main
+
+import (
+	"encoding/hex"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"chancery/access"
+	"chancery/client"
+	"chancery/internal/certfile"
+	"chancery/internal/cli"
+	"chancery/tunnel"
+)
+
+const (
+	systemConfigFile  = "/etc/chancery/client.toml"
+	environmentPrefix = "CHANCERY_CLIENT"
+)
+
+// config is the client's configuration file. The example in
+// packaging/examples/client.toml says what each key means.
+type config struct {
+	Bridge   bridgeConfig         `mapstructure:"bridge"`
+	Server   serverConfig         `mapstructure:"server"`
+	TLS      tlsConfig            `mapstructure:"tls"`
+	Timeouts timeoutsConfig       `mapstructure:"timeouts"`
+	Enroll   enrollConfig         `mapstructure:"enroll"`
+	Keys     map[string]keyConfig `mapstructure:"keys"`
+	Log      cli.Logging          `mapstructure:"log"`
+}
+
+type bridgeConfig struct {
+	Address  string `mapstructure:"address"`  // host:port
+	Hostname string `mapstructure:"hostname"` // in its certificate; default: the address' host
+}
+
+type serverConfig struct {
+	Hostname string `mapstructure:"hostname"` // in its certificate
+}
+
+type tlsConfig struct {
+	CACertificate                  string `mapstructure:"ca_certificate"`
+	Certificate                    string `mapstructure:"certificate"`
+	PrivateKey                     string `mapstructure:"private_key"`
+	PrivateKeyPassphraseFile       string `mapstructure:"private_key_passphrase_file"`
+	PrivateKeyPassphraseCredential string `mapstructure:"private_key_passphrase_credential"`
+}
+
+type timeoutsConfig struct {
+	Connect time.Duration `mapstructure:"connect"`
+	Request time.Duration `mapstructure:"request"`
+	Busy    time.Duration `mapstructure:"busy"`
+}
+
+type enrollConfig struct {
+	MinPassphrase int `mapstructure:"min_passphrase"` // characters
+}
+
+// keyConfig is what the user knows of one key. The tags are for 'config show'.
+type keyConfig struct {
+	Name                 string `mapstructure:"name" toml:"name"` // default: the table's
+	Handle               string `mapstructure:"handle" toml:"handle"`
+	Certificate          string `mapstructure:"certificate" toml:"certificate"`
+	PassphraseFile       string `mapstructure:"passphrase_file" toml:"passphrase_file"`
+	PassphraseCredential string `mapstructure:"passphrase_credential" toml:"passphrase_credential"`
+}
+
+func defaultConfig() *config {
+	return &config{
+		TLS: tlsConfig{
+			CACertificate: "/etc/chancery/ca.crt",
+			Certificate:   "/etc/chancery/client.crt",
+			PrivateKey:    "/etc/chancery/client.key",
+		},
+		Timeouts: timeoutsConfig{
+			Connect: 15 * time.Second, Request: client.DefaultRequestTimeout, Busy: client.DefaultBusyTimeout,
+		},
+		Enroll: enrollConfig{MinPassphrase: access.DefaultMinPassphrase},
+		Keys:   map[string]keyConfig{},
+		Log:    cli.Logging{Level: "warn", Format: "text"},
+	}
+}
+
+// read returns the configuration as it is written.
+func (a *app) read() (*config, string, error) {
+	c := defaultConfig()
+	var search []string
+	if directory, err := os.UserConfigDir(); err == nil {
+		search = append(search, filepath.Join(directory, "chancery", "client.toml"))
+	}
+	search = append(search, systemConfigFile)
+	file, err := cli.Load(cli.Source{File: a.configFile, Search: search, EnvPrefix: environmentPrefix}, c)
+	if err != nil {
+		return nil, "", err
+	}
+	return c, file, c.validate()
+}
+
+// load returns a configuration that names a bridge and a server.
+func (a *app) load() (*config, error) {
+	c, file, err := a.read()
+	if err != nil {
+		return nil, err
+	}
+	hint := "write it into " + file
+	if file == "" {
+		hint = "there is no configuration file; give one with --config, or write " + systemConfigFile
+	}
+	for _, needed := range []struct{ key, value string }{{"bridge.address", c.Bridge.Address}, {"server.hostname", c.Server.Hostname}} {
+		if needed.value == "" {
+			e := cli.Usage("%s is not configured", needed.key)
+			e.Code, e.Hint = "config_invalid", hint
+			return nil, e
+		}
+	}
+	return c, nil
+}
+
+func (c *config) validate() error {
+	if c.Bridge.Address != "" {
+		if host, port, err := net.SplitHostPort(c.Bridge.Address); err != nil || host == "" || port == "" {
+			return invalid("bridge.address %q is not host:port", c.Bridge.Address)
+		}
+	}
+	for _, timeout := range []struct {
+		key   string
+		value time.Duration
+	}{{"connect", c.Timeouts.Connect}, {"request", c.Timeouts.Request}, {"busy", c.Timeouts.Busy}} {
+		if timeout.value <= 0 {
+			return invalid("timeouts.%s is %s: more than 0, for example 15s", timeout.key, timeout.value)
+		}
+	}
+	if c.Enroll.MinPassphrase < 1 {
+		return invalid("enroll.min_passphrase is %d: at least 1", c.Enroll.MinPassphrase)
+	}
+	for table, key := range c.Keys {
+		if sum, err := hex.DecodeString(key.Handle); err != nil || len(sum) != 0 && len(sum) != 32 {
+			return invalid("keys.%s.handle is not 64 hexadecimal digits; 'key show' prints the handle", table)
+		}
+		if key.PassphraseFile != "" && key.PassphraseCredential != "" {
+			return invalid("keys.%s: give the passphrase by file or by credential, not both", table)
+		}
+	}
+	_, err := c.Log.Logger(os.Stderr)
+	return err
+}
+
+func invalid(format string, args ...any) error {
+	e := cli.Usage(format, args...)
+	e.Code = "config_invalid"
+	return e
+}
+
+// key returns what is configured for the key of this name. A table without a
+// name is for the key that it is called after, in whatever case: the
+// configuration's own names have none, and a pin must not be missed for that.
+func (c *config) key(name string) keyConfig {
+	for _, key := range c.Keys {
+		if key.Name == name {
+			return key
+		}
+	}
+	for table, key := range c.Keys {
+		if key.Name == "" && strings.EqualFold(table, name) {
+			return key
+		}
+	}
+	return keyConfig{}
+}
+
+// keyNames are the keys that the configuration names.
+func (c *config) keyNames() []string {
+	var names []string
+	for table, key := range c.Keys {
+		if key.Name != "" {
+			table = key.Name
+		}
+		names = append(names, table)
+	}
+	return names
+}
+
+// identity loads the certificates and the private key.
+func (c *config) identity() (*certfile.Identity, []string, error) {
+	passphrase := cli.Secret{
+		What: "passphrase of the private key " + c.TLS.PrivateKey,
+		File: c.TLS.PrivateKeyPassphraseFile, Credential: c.TLS.PrivateKeyPassphraseCredential, Descriptor: -1,
+	}
+	return certfile.Load(certfile.Files{
+		CA: c.TLS.CACertificate, Certificate: c.TLS.Certificate, Key: c.TLS.PrivateKey, Passphrase: passphrase.Read,
+	})
+}
+
+// client makes the settings of the connection.
+func (c *config) client(a *app) (*client.Config, error) {
+	log, err := c.Log.Logger(a.stderr)
+	if err != nil {
+		return nil, err
+	}
+	identity, warnings, err := c.identity()
+	if err != nil {
+		return nil, err
+	}
+	for _, warning := range warnings {
+		log.Warn(warning)
+	}
+	return &client.Config{
+		Tunnel: &tunnel.Config{
+			Bridge: c.Bridge.Address, Handshake: c.Timeouts.Connect,
+			Outer: identity.OuterDialer(c.Bridge.Hostname), Inner: identity.InnerDialer(c.Server.Hostname),
+		},
+		Pin:            func(key string) string { return c.key(key).Handle },
+		RequestTimeout: c.Timeouts.Request,
+		BusyTimeout:    c.Timeouts.Busy,
+		BatchSize:      batchSize,
+		Log:            log,
+	}, nil
+}
+
+func (a *app) configCommand() *cobra.Command {
+	return cli.ConfigCommand(
+		func() (any, string, error) { return a.read() },
+		func() error {
+			c, err := a.load()
+			if err != nil {
+				return err
+			}
+			_, err = c.client(a)
+			return err
+		},
+	)
+}

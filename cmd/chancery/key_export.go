@@ -1,0 +1,87 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/crypto/ssh"
+
+	"chancery/client"
+	"chancery/internal/cli"
+	"chancery/tunnel/wire"
+)
+
+func (a *app) keyExportCommand() *cobra.Command {
+	var format string
+	var to destination
+	command := &cobra.Command{
+		Use: "export KEY", Short: "Write a key's public half, or its certificate",
+		Args:              cli.Args(cobra.ExactArgs(1)),
+		ValidArgsFunction: a.completeKeys,
+		RunE: func(command *cobra.Command, args []string) error {
+			ctx, cancel := a.context(command)
+			defer cancel()
+			if err := to.check(); err != nil {
+				return err
+			}
+			key, err := a.askKey(ctx, args[0])
+			if err != nil {
+				return err
+			}
+			content, err := export(key, format)
+			if err != nil {
+				return err
+			}
+			if err := to.write(content); err != nil {
+				return err
+			}
+			if to.path != stdio {
+				a.say("wrote %s", printable(to.path))
+			}
+			return nil
+		},
+	}
+	command.Flags().StringVar(&format, "format", "pem", "pem (SubjectPublicKeyInfo), openpgp, x509 or ssh")
+	to.addFlags(command.Flags(), "the key")
+	_ = command.RegisterFlagCompletionFunc("format", cobra.FixedCompletions([]string{"pem", "openpgp", "x509", "ssh"}, cobra.ShellCompDirectiveNoFileComp))
+	return command
+}
+
+// export returns the text of a key in one format.
+func export(key *client.KeyInfo, format string) ([]byte, error) {
+	switch format {
+	case "pem":
+		return []byte(strings.TrimSpace(key.PublicPEM) + "\n"), nil
+	case "openpgp":
+		return certificates(key, wire.CertificatePGP, "an OpenPGP")
+	case "x509":
+		return certificates(key, wire.CertificateX509, "an X.509")
+	case "ssh":
+		public, err := ssh.NewPublicKey(key.Public)
+		if err != nil {
+			return nil, cli.Failed("unsupported", "key %q has no form for SSH: its kind is %q", key.Name, key.Algorithm)
+		}
+		line := bytes.TrimSpace(ssh.MarshalAuthorizedKey(public))
+		return fmt.Appendf(nil, "%s %s\n", line, printable(key.Name)), nil
+	}
+	return nil, cli.Usage("--format %q: use pem, openpgp, x509 or ssh", format)
+}
+
+func certificates(key *client.KeyInfo, kind wire.CertificateType, name string) ([]byte, error) {
+	var found []byte
+	for _, c := range key.Certificates {
+		if c.Type == kind {
+			found = append(found, strings.TrimSpace(c.Text)+"\n"...)
+		}
+	}
+	if found == nil {
+		return nil, &cli.Error{
+			Exit: cli.ExitFailed, Code: "no_certificate",
+			Message: fmt.Sprintf("key %q has no certificate of this kind: %s one must be made first", key.Name, name),
+			Hint:    "a manager of the key makes one on the server with 'chancery-server key certify'",
+		}
+	}
+	return found, nil
+}
