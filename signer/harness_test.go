@@ -47,7 +47,7 @@ func cheapParameters() access.Parameters {
 // world is a server with one token and a key of each algorithm, named after it,
 // all granted to alice; bob has no grant, mallory is disabled.
 type world struct {
-	t      *testing.T
+	t      testing.TB
 	token  *fakeToken
 	keys   map[token.Algorithm]*fakeKey
 	store  *fakeStore
@@ -203,7 +203,7 @@ func (c *fakeConn) Extended() bool { return c.extended }
 
 // client is the other end.
 type client struct {
-	t       *testing.T
+	t       testing.TB
 	conn    net.Conn
 	frames  *wire.Reader
 	session uuid.UUID
@@ -339,7 +339,7 @@ func (b *lockedBuffer) String() string {
 }
 
 // wrapFor wraps a PIN for alice under any token and key.
-func wrapFor(t *testing.T, serial, handle, role, pin string) []byte {
+func wrapFor(t testing.TB, serial, handle, role, pin string) []byte {
 	t.Helper()
 	wrapped, err := access.Wrap([]byte(pin), accessKey().Public(), access.Binding{TokenSerial: serial, KeyHandle: handle, User: "alice", Role: role})
 	if err != nil {

@@ -20,7 +20,7 @@ import (
 
 // plainClient speaks version 2 by its description alone, without package wire.
 type plainClient struct {
-	t    *testing.T
+	t    testing.TB
 	conn net.Conn
 	sid  string
 }
