@@ -39,11 +39,13 @@ func (c *Config) connect(ctx context.Context, transport *Transport) (*Conn, erro
 	release := Bound(ctx, transport)
 	outer := tls.Client(transport, c.Outer)
 	if err := outer.Handshake(); err != nil {
+		release()
 		return nil, c.bridgeError(ctx, err)
 	}
 	first := &flight{innerTransport: innerTransport{outer}, config: c, ctx: ctx}
 	inner := tls.Client(first, c.Inner)
 	if err := inner.Handshake(); err != nil {
+		release()
 		hangUp(outer, transport)
 		return nil, c.serverError(ctx, err)
 	}

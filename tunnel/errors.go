@@ -125,6 +125,13 @@ func (c *Config) serverError(ctx context.Context, err error) *Error {
 	return c.sorted(ctx, err, serverKinds)
 }
 
+// timedOut is context.DeadlineExceeded in words for users.
+type timedOut struct{}
+
+func (timedOut) Error() string        { return "no answer in time" }
+func (timedOut) Timeout() bool        { return true }
+func (timedOut) Is(target error) bool { return target == context.DeadlineExceeded }
+
 // kinds are the Error kinds for the TLS failures of one layer.
 type kinds struct{ unreachable, untrusted, name, expired, protocol, refused Kind }
 
@@ -141,8 +148,8 @@ func (c *Config) sorted(ctx context.Context, err error, k kinds) *Error {
 	if errors.Is(ctx.Err(), context.Canceled) {
 		return &Error{Kind: KindCanceled, Bridge: c.Bridge, Err: context.Canceled}
 	}
-	if errors.Is(err, os.ErrDeadlineExceeded) {
-		err = context.DeadlineExceeded
+	if errors.Is(err, os.ErrDeadlineExceeded) || errors.Is(err, context.DeadlineExceeded) {
+		err = timedOut{}
 	}
 	return &Error{Kind: k.of(err), Bridge: c.Bridge, Err: err}
 }

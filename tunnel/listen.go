@@ -141,7 +141,7 @@ func (l *Listener) leg() error {
 	release := Bound(l.ctx, transport)
 	ack, err := l.cfg.readAck(l.ctx, outer)
 	l.count(func(s *Stats) { s.Waiting-- })
-	if err == nil && !release() {
+	if !release() {
 		err = ErrClosed
 	}
 	if err != nil {

@@ -111,13 +111,20 @@ func wholeStream(err error) error {
 
 // Bound makes all calls on conn fail with a time-out once ctx is done. The
 // returned function ends this and lifts the deadline; it returns false when
-// ctx was done first.
+// ctx was done first. It must be called, once, whatever became of conn: what is
+// written afterwards is then not cut by this context any more.
 func Bound(ctx context.Context, conn net.Conn) (release func() bool) {
-	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(past) })
+	expired := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(expired)
+		_ = conn.SetDeadline(past)
+	})
 	return func() bool {
-		if !stop() {
-			return false
+		inTime := stop()
+		if !inTime {
+			<-expired
 		}
-		return conn.SetDeadline(time.Time{}) == nil
+		_ = conn.SetDeadline(time.Time{}) // a closed conn says so at its next use
+		return inTime
 	}
 }

@@ -66,13 +66,14 @@ func (b *Bridge) refuse(conn net.Conn, port tunnel.Role, err error) {
 func (b *Bridge) admit(ctx context.Context, conn *tls.Conn, transport *tunnel.Transport, port tunnel.Role) (*leg, error) {
 	ctx, cancel := context.WithTimeout(ctx, b.cfg.Handshake)
 	defer cancel()
-	bounded := tunnel.Bound(ctx, transport)
+	unbind := tunnel.Bound(ctx, transport)
 	hello, err := greet(conn)
+	// Before anything else is written: the bound must not cut the goodbye.
+	if !unbind() && err == nil {
+		err = ctx.Err()
+	}
 	if err != nil {
 		return nil, err
-	}
-	if !bounded() {
-		return nil, ctx.Err()
 	}
 	l := &leg{
 		role: port, order: hello.Order, conn: conn, transport: transport,

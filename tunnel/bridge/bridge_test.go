@@ -36,6 +36,13 @@ func newWorld(t *testing.T, change func(*bridge.Config)) *world {
 	return w
 }
 
+// in returns the same world for a subtest.
+func (w *world) in(t *testing.T) *world {
+	sub := *w
+	sub.t = t
+	return &sub
+}
+
 // peer is an outer session, its end made visible as tunnel.ErrTruncated where
 // it is not orderly.
 type peer struct {
@@ -184,6 +191,7 @@ func TestHelloAnswers(t *testing.T) {
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
+			w := w.in(t)
 			p := w.dial(w.ClientAddr, "alice", append(c.hello, "an inner hello that nobody reads"...))
 			if ack := p.ack(); ack.Status != c.status || ack.Order != c.order || ack.Session[6]>>4 != 7 {
 				t.Errorf("ack %+v", ack)
@@ -192,20 +200,21 @@ func TestHelloAnswers(t *testing.T) {
 		})
 	}
 	t.Run("unknown role", func(t *testing.T) {
+		w := w.in(t)
 		w.dial(w.ClientAddr, "alice", change(0, 2)).ended()
 	})
 }
 
 func TestDeadWaitingLegs(t *testing.T) {
 	w := newWorld(t, nil)
-	dead := w.server("server-1")
-	dead.Close()
-	cut := w.server("server-1")
-	cut.NetConn().Close()
-	loud := w.server("server-1")
-	io.WriteString(loud, "I speak first")
-	loud.ended()
-	tunneltest.Eventually(t, "no server waits", func() bool { return w.Stats().WaitingServers == 0 })
+	for _, end := range []func(*peer){
+		func(p *peer) { p.Close() },
+		func(p *peer) { p.NetConn().Close() },
+		func(p *peer) { io.WriteString(p, "I speak first"); p.ended() },
+	} {
+		end(w.server("server-1"))
+		tunneltest.Eventually(t, "no server waits", func() bool { return w.Stats().WaitingServers == 0 })
+	}
 	gone := w.client("alice")
 	gone.Close()
 	tunneltest.Eventually(t, "no client waits", func() bool { return w.Stats().WaitingClients == 0 })

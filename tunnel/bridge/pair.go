@@ -39,10 +39,11 @@ type pair struct {
 	running        atomic.Int32 // directions still copying
 	cut            atomic.Bool
 
-	mu     sync.Mutex
-	reason error // of the abort
-	linger *time.Timer
-	watch  *time.Timer
+	mu       sync.Mutex
+	reason   error // of the abort
+	finished bool
+	linger   *time.Timer
+	watch    *time.Timer
 }
 
 // match pairs as many waiting legs as there are partners for. The acks are
@@ -191,13 +192,17 @@ func changed(seen *uint64, now uint64) bool {
 	return moved
 }
 
-// abort makes both directions fail. The first reason counts.
+// abort makes both directions fail. The first reason counts. A pair that has
+// finished is left alone, so that no late timer cuts off its goodbyes.
 func (p *pair) abort(reason error) {
 	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.finished {
+		return
+	}
 	if p.reason == nil {
 		p.reason = reason
 	}
-	p.mu.Unlock()
 	p.cut.Store(true)
 	for _, l := range []*leg{p.client, p.server} {
 		_ = l.conn.SetDeadline(time.Unix(1, 0))
@@ -208,6 +213,7 @@ func (p *pair) abort(reason error) {
 func (b *Bridge) finish(p *pair) {
 	p.mu.Lock()
 	reason := p.reason
+	p.finished = true
 	p.watch.Stop()
 	if p.linger != nil {
 		p.linger.Stop()
