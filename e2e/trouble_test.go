@@ -1,0 +1,184 @@
+package e2e
+
+import (
+	"net"
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// expectation is what a user must be able to tell from a failure.
+type expectation struct {
+	exit int
+	code string // stands in brackets at the end of the first line
+	says string // a part of the sentence
+}
+
+var goish = regexp.MustCompile(`0x[0-9a-f]{6,}|&\{|goroutine \d+|\.go:\d+|panic:|%!`)
+
+func (e expectation) check(t *testing.T, r result) {
+	t.Helper()
+	if r.exit != e.exit || !strings.Contains(r.stderr, "["+e.code+"]") || !strings.Contains(r.stderr, e.says) {
+		t.Errorf("want exit %d, code %s, text %q; got exit %d:\n%s", e.exit, e.code, e.says, r.exit, r.stderr)
+	}
+	if goish.MatchString(r.stderr) {
+		t.Errorf("this is not for a user's eyes:\n%s", r.stderr)
+	}
+}
+
+// TestEachTroubleIsToldApart causes the failures that a user can cause, one by one, and reads what they are told.
+func TestEachTroubleIsToldApart(t *testing.T) {
+	l := newLab(t, drivers()[0])
+	l.createKey("release", "p256")
+	l.operator("key", "create", "secret", "--token", "vault", "--algorithm", "p256", "--passphrase-file", "olga.passphrase")
+	l.operator("user", "add", "stranger")
+	l.operator("user", "delete", "stranger", "--yes")
+	must(t, l.dir, nil, l.program("chancery-server"), "pki", "issue", "client", "stranger", "--out", "pki")
+	must(t, l.dir, nil, l.program("chancery-server"), "pki", "init", "otherpki")
+	must(t, l.dir, nil, l.program("chancery-server"), "pki", "issue", "client", "alice", "--out", "otherpki")
+	l.serve()
+	l.write("document", "x")
+	good := l.read("alice.toml")
+	l.write("wrong.passphrase", "this is not her passphrase")
+
+	sign := []string{"sign", "raw", "release", "document", "-o", "out.sig", "--force"}
+	for name, c := range map[string]struct {
+		configuration string
+		arguments     []string
+		want          expectation
+	}{
+		"wrong passphrase":      {strings.ReplaceAll(good, "alice.passphrase", "wrong.passphrase"), sign, expectation{3, "wrong_passphrase", "release"}},
+		"no grant":              {good, []string{"sign", "raw", "secret", "document"}, expectation{3, "no_such_key", "granted"}},
+		"no such key":           {good, []string{"sign", "raw", "nonesuch", "document"}, expectation{3, "no_such_key", "granted"}},
+		"unknown user":          {strings.ReplaceAll(good, "/pki/alice", "/pki/stranger"), sign, expectation{3, "server_closed", "registered"}},
+		"client of another CA":  {strings.ReplaceAll(good, "/pki/alice", "/otherpki/alice"), sign, expectation{3, "bridge_refused", "certificate"}},
+		"bridge of another CA":  {strings.ReplaceAll(good, "/pki/ca.crt", "/otherpki/ca.crt"), sign, expectation{3, "bridge_untrusted", "CA"}},
+		"bridge's name":         {strings.ReplaceAll(good, `"localhost"`, `"elsewhere.example"`), sign, expectation{3, "bridge_name", "host name"}},
+		"server's name":         {strings.ReplaceAll(good, `"server.lab"`, `"elsewhere.example"`), sign, expectation{3, "server_name", "host name"}},
+		"nobody listens":        {strings.ReplaceAll(good, l.clients, unusedAddress(t)), sign, expectation{4, "bridge_unreachable", "reached"}},
+		"key and certificate":   {strings.ReplaceAll(good, "alice.key", "olga.key"), sign, expectation{2, "", "match"}},
+		"unknown configuration": {good + "\n[tl]\nx = 1\n", sign, expectation{2, "config_invalid", "tl"}},
+		"missing file":          {good, []string{"sign", "raw", "release", "nonesuch"}, expectation{1, "", "nonesuch"}},
+		"unknown hash":          {good, []string{"sign", "raw", "release", "document", "--hash", "md5"}, expectation{2, "usage", "md5"}},
+		"scheme of another key": {good, []string{"sign", "raw", "release", "document", "--scheme", "pss"}, expectation{1, "", "pss"}},
+		"unwritable output":     {good, []string{"sign", "raw", "release", "document", "-o", "no/such/directory/out.sig"}, expectation{1, "", "no/such/directory"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l.write("troubled.toml", c.configuration)
+			c.want.check(t, l.tryAs("troubled", c.arguments...))
+		})
+	}
+	if _, err := os.Stat(l.path("out.sig")); err == nil {
+		t.Error("one of the failures wrote a signature")
+	}
+	for _, reason := range []string{"not granted", "no such key", "unknown user", "passphrase"} {
+		if !strings.Contains(l.server.log.String(), reason) {
+			t.Errorf("the server's log does not tell %q:\n%s", reason, l.server.log)
+		}
+	}
+}
+
+// unusedAddress returns a loopback address on which nobody listens.
+func unusedAddress(t *testing.T) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	return listener.Addr().String()
+}
+
+func TestDisabledRevokedAndExpired(t *testing.T) {
+	l := newLab(t, drivers()[0])
+	l.createKey("release", "p256")
+	l.serve()
+	l.write("document", "x")
+	sign := func() result { return l.tryAs("alice", "sign", "raw", "release", "document", "--force", "--quiet") }
+	if r := sign(); r.exit != 0 {
+		t.Fatal(r.stderr)
+	}
+	for _, c := range []struct {
+		name  string
+		close []string
+		open  []string
+		want  expectation
+	}{
+		{"key disabled", []string{"key", "disable", "release"}, []string{"key", "enable", "release"}, expectation{3, "key_disabled", "disabled"}},
+		{"user disabled", []string{"user", "disable", "alice"}, []string{"user", "enable", "alice"}, expectation{3, "", ""}},
+		{"revoked", []string{"grant", "revoke", "release", "alice", "--yes"}, nil, expectation{3, "no_such_key", "granted"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l.operator(c.close...)
+			l.eventually(func() bool { return sign().exit != 0 }, "signing goes on")
+			r := sign()
+			if r.exit != c.want.exit || !strings.Contains(r.stderr, c.want.code) {
+				t.Errorf("exit %d: %s", r.exit, r.stderr)
+			}
+			if c.open != nil {
+				l.operator(c.open...)
+				l.eventually(func() bool { return sign().exit == 0 }, "signing does not resume")
+			}
+		})
+	}
+	l.grant("release", "--expires", "720h")
+	l.eventually(func() bool { return sign().exit == 0 }, "the new grant does not work")
+}
+
+func TestServerTroubles(t *testing.T) {
+	l := newLab(t, drivers()[0])
+	l.createKey("release", "p256")
+	l.write("wrong.pin", "not the PIN")
+	good := l.read("server.toml")
+
+	for name, c := range map[string]struct {
+		arguments []string
+		want      expectation
+	}{
+		"wrong PIN":           {[]string{"token", "add", "again", "--driver", "soft", "--directory", "state/tokens/vault", "--pin-file", "wrong.pin", "--manager", "olga", "--passphrase-file", "olga.passphrase"}, expectation{3, "", "PIN"}},
+		"absent token":        {[]string{"token", "add", "gone", "--driver", "soft", "--directory", "nowhere", "--pin-file", "pin", "--manager", "olga", "--passphrase-file", "olga.passphrase"}, expectation{5, "token_absent", "absent"}},
+		"wrong passphrase":    {[]string{"key", "create", "k", "--token", "vault", "--algorithm", "p256", "--passphrase-file", "alice.passphrase"}, expectation{3, "wrong_passphrase", "passphrase"}},
+		"not a manager":       {[]string{"key", "create", "k", "--token", "vault", "--algorithm", "p256", "--by", "alice", "--passphrase-file", "alice.passphrase"}, expectation{3, "", "manager"}},
+		"taken name":          {[]string{"key", "create", "release", "--token", "vault", "--algorithm", "p256", "--passphrase-file", "olga.passphrase"}, expectation{1, "", "release"}},
+		"unknown algorithm":   {[]string{"key", "create", "k", "--token", "vault", "--algorithm", "rsa1024", "--passphrase-file", "olga.passphrase"}, expectation{2, "usage", "rsa1024"}},
+		"unknown module":      {[]string{"token", "probe", "--module", "/nonexistent/module.so"}, expectation{5, "token_absent", "module"}},
+		"no terminal":         {[]string{"key", "create", "k", "--token", "vault", "--algorithm", "p256"}, expectation{2, "usage", "terminal"}},
+		"unconfirmed removal": {[]string{"user", "delete", "alice"}, expectation{2, "confirmation_needed", "--yes"}},
+	} {
+		t.Run(name, func(t *testing.T) { c.want.check(t, l.tryOperator(c.arguments...)) })
+	}
+
+	t.Run("busy port", func(t *testing.T) {
+		taken, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer taken.Close()
+		l.write("busy.toml", strings.ReplaceAll(l.read("bridge.toml"), `clients = "127.0.0.1:0"`, `clients = "`+taken.Addr().String()+`"`))
+		r := run(t, l.dir, nil, l.program("chancery-bridge"), "--config", "busy.toml", "serve")
+		expectation{1, "address_unavailable", taken.Addr().String()}.check(t, r)
+	})
+	t.Run("server that may not register", func(t *testing.T) {
+		must(t, l.dir, nil, l.program("chancery-server"), "pki", "issue", "server", "rogue.lab", "--host", "server.lab", "--out", "pki")
+		l.write("server.toml", strings.ReplaceAll(good, "server.lab", "rogue.lab"))
+		l.serve()
+		l.server.waitLog("not allowed")
+		l.server.terminate()
+		l.write("server.toml", good)
+	})
+	t.Run("full disk", func(t *testing.T) { l.fullDisk(t) })
+}
+
+// fullDisk lets the operators' command run into a limit on file sizes, which looks to it like a disk that takes no more.
+func (l *lab) fullDisk(t *testing.T) {
+	before := l.operator("user", "list")
+	r := run(t, l.dir, nil, "bash", "-c", `trap "" XFSZ; ulimit -f 1; exec "$0" --config server.toml user add latecomer`, l.program("chancery-server"))
+	if r.exit != 1 || goish.MatchString(r.stderr) {
+		t.Errorf("exit %d:\n%s", r.exit, r.stderr)
+	}
+	if after := l.operator("user", "list"); after != before {
+		t.Errorf("the refused user is there:\n%s", after)
+	}
+	l.operator("user", "add", "latecomer")
+}
