@@ -1,0 +1,213 @@
+package audit
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+)
+
+// Config says where a log is and how it behaves. Only Directory must be set.
+type Config struct {
+	Directory    string           // made with mode 0700 if it is not there; others must not be able to write to it
+	SegmentBytes int64            // a segment that would grow beyond this is followed by a new one; 64 MiB
+	QueueBytes   int64            // of records that wait to be written; further callers wait for room; 16 MiB, at least MaxLine
+	LockTimeout  time.Duration    // how long to wait for another process that is writing; 5 s
+	RetryDelay   time.Duration    // how long after a failed write everybody is refused at once; 250 ms
+	Process      string           // put into records that name none; the program's name and process number
+	Clock        func() time.Time // for the time in records; time.Now
+	FS           FS               // the real one
+}
+
+func (c Config) withDefaults() Config {
+	if c.SegmentBytes <= 0 {
+		c.SegmentBytes = 64 << 20
+	}
+	if c.QueueBytes <= 0 {
+		c.QueueBytes = 16 << 20
+	}
+	c.QueueBytes = max(c.QueueBytes, MaxLine)
+	if c.LockTimeout <= 0 {
+		c.LockTimeout = 5 * time.Second
+	}
+	if c.RetryDelay <= 0 {
+		c.RetryDelay = 250 * time.Millisecond
+	}
+	if c.Process == "" {
+		c.Process = fmt.Sprintf("%s[%d]", filepath.Base(os.Args[0]), os.Getpid())
+	}
+	if c.Clock == nil {
+		c.Clock = time.Now
+	}
+	if c.FS == nil {
+		c.FS = disk{}
+	}
+	return c
+}
+
+// Log appends records. Its methods may be called from several goroutines, and
+// several Logs, also in other processes, may have the same directory open.
+type Log struct {
+	cfg    Config
+	writer *writer
+	room   *semaphore.Weighted // bytes of QueueBytes
+
+	mu      sync.Mutex
+	wake    sync.Cond
+	waiting []*pending
+	closed  bool
+	head    Head
+	err     error
+
+	done chan struct{} // closed when the writer has ended
+}
+
+// pending is a record that waits to be durable.
+type pending struct {
+	ctx      context.Context
+	body     []byte
+	position Position
+	err      error
+	done     chan struct{} // closed when position or err is set
+}
+
+// Open opens the log in a directory, or begins one there. What a crash left
+// behind is put right first, see the package's documentation. The error wraps
+// ErrDamaged where records are missing or changed, and ErrUnavailable where the
+// disk fails, is full, or another process does not let go of the log.
+func Open(cfg Config) (*Log, error) {
+	cfg = cfg.withDefaults()
+	w, err := newWriter(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if err := w.start(); err != nil {
+		w.close()
+		return nil, err
+	}
+	l := &Log{cfg: cfg, writer: w, room: semaphore.NewWeighted(cfg.QueueBytes), head: w.mark.Head, done: make(chan struct{})}
+	l.wake.L = &l.mu
+	go l.run()
+	return l, nil
+}
+
+// Append keeps a record and returns its place when it is durable. An error
+// means that what the record is about must not be done: ErrUnavailable (a retry
+// may help), ErrInvalid, ErrDamaged, ErrClosed, or the context's. A record whose
+// Append failed is usually not kept, but may be: an error says that it is not
+// known to be durable. It is never kept in part.
+func (l *Log) Append(ctx context.Context, r Record) (Position, error) {
+	if r.Kind == KindSegment || r.Kind == KindRecovered {
+		return Position{}, fmt.Errorf("%w: only the log itself writes records of the kind %q", ErrInvalid, r.Kind)
+	}
+	r.stamp(l.cfg.Clock(), l.cfg.Process)
+	body, err := encodeBody(r)
+	if err != nil {
+		return Position{}, err
+	}
+	p := &pending{ctx: ctx, body: body, done: make(chan struct{})}
+	if err := l.room.Acquire(ctx, p.size()); err != nil {
+		return Position{}, fmt.Errorf("audit: waiting for room in the queue: %w", context.Cause(ctx))
+	}
+	if err := l.enqueue(p); err != nil {
+		l.room.Release(p.size())
+		return Position{}, err
+	}
+	select {
+	case <-p.done:
+		return p.position, p.err
+	case <-ctx.Done():
+		return Position{}, fmt.Errorf("audit: waiting for the record to be durable: %w", context.Cause(ctx))
+	}
+}
+
+func (l *Log) enqueue(p *pending) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed {
+		return ErrClosed
+	}
+	l.waiting = append(l.waiting, p)
+	l.wake.Signal()
+	return nil
+}
+
+// Head returns the place of the newest record that this Log knows of. Kept on
+// another host, it lets Verify show whether the end of the log was cut off.
+func (l *Log) Head() Head {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.head
+}
+
+// Err returns why the last write failed, and nil if it did not.
+func (l *Log) Err() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+// Close writes what is waiting and closes the log. Appends that come later get ErrClosed.
+func (l *Log) Close() error {
+	l.mu.Lock()
+	l.closed = true
+	l.wake.Signal()
+	l.mu.Unlock()
+	<-l.done
+	return nil
+}
+
+// run writes batches until the log is closed and nothing waits.
+func (l *Log) run() {
+	defer close(l.done)
+	defer l.writer.close()
+	for l.wait() {
+		batch, err := l.writer.commit(l.take)
+		l.mu.Lock()
+		l.head, l.err = l.writer.mark.Head, err
+		l.mu.Unlock()
+		l.answer(batch, err)
+	}
+}
+
+// wait returns true when somebody waits, false when nobody ever will.
+func (l *Log) wait() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.waiting) == 0 && !l.closed {
+		l.wake.Wait()
+	}
+	return len(l.waiting) > 0
+}
+
+// take returns everybody who waits now. Those whose caller has gone are answered here.
+func (l *Log) take() []*pending {
+	l.mu.Lock()
+	waiting := l.waiting
+	l.waiting = nil
+	l.mu.Unlock()
+	batch := waiting[:0]
+	for _, p := range waiting {
+		if p.ctx.Err() != nil {
+			l.answer([]*pending{p}, context.Cause(p.ctx))
+			continue
+		}
+		batch = append(batch, p)
+	}
+	return batch
+}
+
+func (l *Log) answer(batch []*pending, err error) {
+	for _, p := range batch {
+		p.err = err
+		l.room.Release(p.size())
+		close(p.done)
+	}
+}
+
+// size is what the record takes of the queue's room.
+func (p *pending) size() int64 { return int64(len(p.body) + prefixCapacity) }
