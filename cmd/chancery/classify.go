@@ -16,8 +16,8 @@ import (
 	"chancery/tunnel/wire"
 )
 
-// exits of the client's own codes; those of the wire know theirs.
-var exits = map[wire.Code]cli.ExitCode{
+// exitOf gives the exit codes of the client's own codes; those of the wire know theirs.
+var exitOf = map[wire.Code]cli.ExitCode{
 	client.CodeInterrupted:       cli.ExitUnreachable,
 	client.CodeTimeout:           cli.ExitUnreachable,
 	client.CodeConnectionLost:    cli.ExitUnreachable,
@@ -75,7 +75,7 @@ func classify(err error) *cli.Error {
 }
 
 func fromClient(e *client.Error) *cli.Error {
-	exit, ours := exits[e.Code]
+	exit, ours := exitOf[e.Code]
 	switch {
 	case ours:
 	case slices.Contains(wire.Codes(), e.Code):

@@ -1,0 +1,45 @@
+package main
+
+import (
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"chancery/internal/cli"
+)
+
+func TestExampleShowsEveryDefault(t *testing.T) {
+	read := &config{}
+	file := filepath.Join(repository(t), "packaging", "examples", "client.toml")
+	if _, err := cli.Load(cli.Source{File: file}, read); err != nil {
+		t.Fatal(err)
+	}
+	if err := read.validate(); err != nil {
+		t.Error(err)
+	}
+	want := defaultConfig()
+	want.Bridge.Address, want.Server.Hostname = "bridge.example.com:44334", "signing.example.com"
+	want.Keys["release"] = keyConfig{
+		Name: "release", Handle: "9F86D081884C7D659A2FEAA0C55AD015A3BF4F1B2B0B822CD15D6C15B0F00A08",
+		PassphraseCredential: "release-passphrase",
+	}
+	if diff := cmp.Diff(want, read); diff != "" {
+		t.Errorf("packaging/examples/client.toml differs from the defaults (-want +got):\n%s", diff)
+	}
+}
+
+func TestKeyTablesAreFoundByNameAndInAnyCase(t *testing.T) {
+	c := &config{Keys: map[string]keyConfig{
+		"release": {Handle: strings.Repeat("AA", 32)},
+		"dotted":  {Name: "kernel.org", Handle: strings.Repeat("BB", 32)},
+	}}
+	for name, want := range map[string]string{
+		"release": "AA", "Release": "AA", "kernel.org": "BB", "dotted": "", "other": "", "Kernel.org": "",
+	} {
+		if got := c.key(name).Handle; !strings.HasPrefix(got, want) || want == "" && got != "" {
+			t.Errorf("%s: %.2s", name, got)
+		}
+	}
+}
