@@ -35,26 +35,37 @@ func TestGrantingByPassphraseAndByEnrolment(t *testing.T) {
 
 func TestAddGrantRefuses(t *testing.T) {
 	release, hsm := Target{Key: "release"}, Target{Token: "hsm"}
+	s := newScene(t)
+	for _, name := range []string{"dora", "erik", "yuri", "zoe"} {
+		_, err := s.Store.AddUser(s.ctx, name)
+		s.noError("add user", err)
+	}
+	s.grant(users.RoleSigner, enrolled(t, "bob", bobPass))
+	s.grant(users.RoleManager, typed("dora", "a passphrase of dora"))
+	s.grant(users.RoleTokenManager, typed("erik", "a passphrase of erik"))
+	s.grant(users.RoleManager, typed("yuri", "a passphrase of yuri"))
+	for _, name := range []string{"yuri", "zoe"} {
+		s.noError("disable", s.Store.SetUserDisabled(s.ctx, name, true))
+	}
+	carol, mallory := enrolled(t, "carol", carolPass), enrolled(t, "mallory", carolPass)
+	before := len(s.snapshot().Grants())
 	for name, test := range map[string]struct {
-		change  func(*scene)
 		actor   string
 		spec    GrantSpec
 		grantee Grantee
 		want    error
 	}{
-		"actor holds nothing":          {actor: "carol", spec: GrantSpec{Target: release, Role: users.RoleSigner}, want: ErrNotManager},
-		"actor only signs":             {actor: "bob", spec: GrantSpec{Target: release, Role: users.RoleSigner}, want: ErrNotManager},
-		"key manager grants the token": {actor: "dora", spec: GrantSpec{Target: hsm, Role: users.RoleTokenManager}, want: ErrNotManager},
-		"token manager grants a key":   {actor: "erik", spec: GrantSpec{Target: release, Role: users.RoleSigner}, want: ErrNotManager},
-		"unknown actor":                {actor: "nobody", spec: GrantSpec{Target: release, Role: users.RoleSigner}, want: users.ErrNotFound},
-		"disabled actor": {change: func(s *scene) { s.noError("disable", s.Store.SetUserDisabled(s.ctx, "alice", true)) },
-			spec: GrantSpec{Target: release, Role: users.RoleSigner}, want: ErrDisabled},
-		"disabled grantee": {change: func(s *scene) { s.noError("disable", s.Store.SetUserDisabled(s.ctx, "carol", true)) },
-			spec: GrantSpec{Target: release, Role: users.RoleSigner}, want: ErrDisabled},
-		"unknown grantee":                  {spec: GrantSpec{Target: release, Role: users.RoleSigner}, grantee: typed("nobody", carolPass), want: users.ErrNotFound},
+		"actor holds nothing":              {actor: "carol", spec: GrantSpec{Target: release, Role: users.RoleSigner}, want: ErrNotManager},
+		"actor only signs":                 {actor: "bob", spec: GrantSpec{Target: release, Role: users.RoleSigner}, want: ErrNotManager},
+		"key manager grants the token":     {actor: "dora", spec: GrantSpec{Target: hsm, Role: users.RoleTokenManager}, want: ErrNotManager},
+		"token manager grants a key":       {actor: "erik", spec: GrantSpec{Target: release, Role: users.RoleSigner}, want: ErrNotManager},
+		"unknown actor":                    {actor: "nobody", spec: GrantSpec{Target: release, Role: users.RoleSigner}, want: users.ErrNotFound},
+		"disabled actor":                   {actor: "yuri", spec: GrantSpec{Target: release, Role: users.RoleSigner}, want: ErrDisabled},
+		"disabled grantee":                 {spec: GrantSpec{Target: release, Role: users.RoleSigner}, grantee: typed("zoe", carolPass), want: ErrDisabled},
+		"unknown grantee":                  {spec: GrantSpec{Target: release, Role: users.RoleSigner}, grantee: Grantee{User: "nobody", Enrolment: &access.Enrolment{User: "nobody", Key: carol.Enrolment.Key}}, want: users.ErrNotFound},
 		"unknown key":                      {spec: GrantSpec{Target: Target{Key: "none"}, Role: users.RoleSigner}, want: users.ErrNotFound},
 		"unknown token":                    {spec: GrantSpec{Target: Target{Token: "none"}, Role: users.RoleTokenManager}, want: users.ErrNotFound},
-		"held already":                     {spec: GrantSpec{Target: release, Role: users.RoleManager}, grantee: typed("bob", bobPass), want: users.ErrExists},
+		"held already":                     {spec: GrantSpec{Target: release, Role: users.RoleManager}, grantee: Grantee{User: "bob", Enrolment: &access.Enrolment{User: "bob", Key: carol.Enrolment.Key}}, want: users.ErrExists},
 		"to oneself":                       {spec: GrantSpec{Target: release, Role: users.RoleSigner}, grantee: Grantee{User: "alice"}, want: users.ErrExists},
 		"expired before it began":          {spec: GrantSpec{Target: release, Role: users.RoleSigner, Expires: time.Now().Add(-time.Minute)}, want: ErrExpired},
 		"role of a token on a key":         {spec: GrantSpec{Target: release, Role: users.RoleTokenManager}, want: ErrRequest},
@@ -66,36 +77,22 @@ func TestAddGrantRefuses(t *testing.T) {
 		"empty passphrase":                 {spec: GrantSpec{Target: release, Role: users.RoleSigner}, grantee: Grantee{User: "carol", Passphrase: []byte{}}, want: ErrRequest},
 		"neither passphrase nor enrolment": {spec: GrantSpec{Target: release, Role: users.RoleSigner}, grantee: Grantee{User: "carol"}, want: ErrRequest},
 		"enrolment of another user": {spec: GrantSpec{Target: release, Role: users.RoleSigner},
-			grantee: Grantee{User: "carol", Enrolment: enrolled(t, "mallory", carolPass).Enrolment}, want: ErrRequest},
+			grantee: Grantee{User: "carol", Enrolment: mallory.Enrolment}, want: ErrRequest},
 		"both": {spec: GrantSpec{Target: release, Role: users.RoleSigner},
-			grantee: Grantee{User: "carol", Passphrase: []byte(carolPass), Enrolment: enrolled(t, "carol", carolPass).Enrolment}, want: ErrRequest},
+			grantee: Grantee{User: "carol", Passphrase: []byte(carolPass), Enrolment: carol.Enrolment}, want: ErrRequest},
 	} {
-		t.Run(name, func(t *testing.T) {
-			s := newScene(t)
-			s.grant(users.RoleSigner, typed("bob", bobPass))
-			for _, name := range []string{"dora", "erik"} {
-				_, err := s.Store.AddUser(s.ctx, name)
-				s.noError("add user", err)
-			}
-			s.grant(users.RoleManager, typed("dora", "a passphrase of dora"))
-			s.grant(users.RoleTokenManager, typed("erik", "a passphrase of erik"))
-			if test.change != nil {
-				test.change(s)
-			}
-			actor := s.alice
-			if test.actor != "" {
-				actor = Actor{test.actor, []byte("a passphrase of " + test.actor)}
-			}
-			if test.grantee.User == "" {
-				test.grantee = typed("carol", carolPass)
-			}
-			before := len(s.snapshot().Grants())
-			_, err := s.AddGrant(s.ctx, actor, test.spec, test.grantee)
-			s.wantError("grant", err, test.want)
-			if after := len(s.snapshot().Grants()); after != before {
-				t.Error("something was granted")
-			}
-		})
+		actor := s.alice
+		if test.actor != "" {
+			actor = Actor{test.actor, []byte("a passphrase of " + test.actor)}
+		}
+		if test.grantee.User == "" {
+			test.grantee = carol
+		}
+		_, err := s.AddGrant(s.ctx, actor, test.spec, test.grantee)
+		s.wantError(name, err, test.want)
+		if after := len(s.snapshot().Grants()); after != before {
+			t.Fatalf("%s: something was granted", name)
+		}
 	}
 }
 
@@ -204,18 +201,22 @@ func TestChangePassphrase(t *testing.T) {
 
 // Many managers grant at once while the PIN changes: all that was granted opens in the end.
 func TestGrantsRaceAPINChange(t *testing.T) {
-	const n = 6
+	const n = 4
 	s := newScene(t)
-	names := []string{"u0", "u1", "u2", "u3", "u4", "u5"}
+	names := []string{"u0", "u1", "u2", "u3"}
 	for _, name := range names {
 		_, err := s.Store.AddUser(s.ctx, name)
 		s.noError("add user", err)
 	}
+	var grantees []Grantee
+	for _, name := range names {
+		grantees = append(grantees, enrolled(t, name, "passphrase of "+name))
+	}
 	var group sync.WaitGroup
 	granted := make([]bool, n)
-	for i, name := range names {
+	for i := range names {
 		group.Go(func() {
-			_, err := s.AddGrant(s.ctx, s.alice, GrantSpec{Target: Target{Key: "release"}, Role: users.RoleSigner}, typed(name, "passphrase of "+name))
+			_, err := s.AddGrant(s.ctx, s.alice, GrantSpec{Target: Target{Key: "release"}, Role: users.RoleSigner}, grantees[i])
 			granted[i] = err == nil
 			if err != nil {
 				s.wantError("grant", err, users.ErrStale)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"chancery/access"
 	"chancery/token"
 	"chancery/users"
 )
@@ -35,8 +36,10 @@ func TestCreateKeyForAnotherManager(t *testing.T) {
 }
 
 func TestCreateKeyRefuses(t *testing.T) {
+	s := newScene(t)
+	s.grant(users.RoleManager, typed("bob", bobPass))
 	for name, test := range map[string]struct {
-		change    func(*scene)
+		bad       bool
 		actor     string
 		spec      KeySpec
 		algorithm token.Algorithm
@@ -47,35 +50,29 @@ func TestCreateKeyRefuses(t *testing.T) {
 		"bad name":                       {spec: KeySpec{Name: "-x"}, want: users.ErrName},
 		"unknown token":                  {spec: KeySpec{Token: "none"}, want: users.ErrNotFound},
 		"not a token manager":            {actor: "bob", want: ErrNotManager},
-		"unknown manager":                {spec: KeySpec{Manager: typed("nobody", bobPass)}, want: users.ErrNotFound},
+		"unknown manager":                {spec: KeySpec{Manager: Grantee{User: "nobody", Enrolment: &access.Enrolment{User: "nobody"}}}, want: users.ErrNotFound},
 		"short passphrase":               {spec: KeySpec{Manager: typed("bob", "short")}, want: ErrRequest},
-		"private half does not fit":      {change: func(s *scene) { s.device.bad = true }, want: token.ErrMismatch},
+		"private half does not fit":      {bad: true, want: token.ErrMismatch},
 	} {
-		t.Run(name, func(t *testing.T) {
-			s := newScene(t)
-			s.grant(users.RoleManager, typed("bob", bobPass))
-			if test.change != nil {
-				test.change(s)
-			}
-			if test.spec.Name == "" {
-				test.spec.Name = "new"
-			}
-			if test.spec.Token == "" {
-				test.spec.Token = "hsm"
-			}
-			if test.algorithm == "" {
-				test.algorithm = token.P256
-			}
-			actor := s.alice
-			if test.actor == "bob" {
-				actor = s.bob
-			}
-			_, err := s.CreateKey(s.ctx, actor, test.spec, test.algorithm)
-			s.wantError("create", err, test.want)
-			if len(s.device.keys) != 1 || len(s.snapshot().Keys()) != 1 {
-				t.Errorf("%d keys on the token, %d registered", len(s.device.keys), len(s.snapshot().Keys()))
-			}
-		})
+		if test.spec.Name == "" {
+			test.spec.Name = "new"
+		}
+		if test.spec.Token == "" {
+			test.spec.Token = "hsm"
+		}
+		if test.algorithm == "" {
+			test.algorithm = token.P256
+		}
+		actor := s.alice
+		if test.actor == "bob" {
+			actor = s.bob
+		}
+		s.device.bad = test.bad
+		_, err := s.CreateKey(s.ctx, actor, test.spec, test.algorithm)
+		s.wantError(name, err, test.want)
+		if len(s.device.keys) != 1 || len(s.snapshot().Keys()) != 1 {
+			t.Fatalf("%s: %d keys on the token, %d registered", name, len(s.device.keys), len(s.snapshot().Keys()))
+		}
 	}
 }
 
