@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -164,7 +165,7 @@ func (c *config) tunnel(log *slog.Logger) (*tunnel.Config, error) {
 		CA: c.TLS.CACertificate, Certificate: c.TLS.Certificate, Key: c.TLS.PrivateKey, Passphrase: passphrase.Read,
 	})
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("the TLS files: %w", err)
 	}
 	for _, warning := range warnings {
 		log.Warn(warning)

@@ -138,7 +138,7 @@ func afterGrant(g *grantView) string {
 	if g.Key == "" {
 		return fmt.Sprintf("%s makes keys with 'key create NAME --token %s --by %s'", g.User, g.Token, g.User)
 	}
-	return fmt.Sprintf("%s signs with 'chancery sign raw --key %s FILE'; 'chancery keys' shows them what they hold", g.User, g.Key)
+	return fmt.Sprintf("%s signs with 'chancery sign raw %s FILE'; 'chancery keys' shows them what they hold", g.User, g.Key)
 }
 
 func checkNewGrant(s *users.Snapshot, target admin.Target, user string) error {

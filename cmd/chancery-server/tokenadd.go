@@ -130,6 +130,8 @@ func (f *tokenFlags) spec(c *config, name string) (admin.TokenSpec, error) {
 		return spec, cli.Usage("--driver %q: pkcs11 or soft", f.driver)
 	case f.module == "" || f.directory != "" || f.create:
 		return spec, cli.Usage("a pkcs11 token needs --module; --directory and --create are for soft ones")
+	case f.serial == "" && f.label == "":
+		return spec, cli.Usage("say with --serial or --label which of the module's tokens; 'token probe --module %s' lists them", f.module)
 	}
 	var err error
 	spec.Location, err = filepath.Abs(f.module)

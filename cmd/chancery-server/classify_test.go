@@ -1,0 +1,46 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"testing"
+
+	"chancery/access"
+	"chancery/internal/cli"
+	"chancery/token"
+	"chancery/users"
+)
+
+func TestClassify(t *testing.T) {
+	for _, test := range []struct {
+		err     error
+		exit    cli.ExitCode
+		code    string
+		message string
+	}{
+		{fmt.Errorf("admin: user %q: %w", "alice", access.ErrWrongPassphrase), cli.ExitDenied, "wrong_passphrase", `user "alice": the passphrase does not open this grant`},
+		{fmt.Errorf("token %q: %w", "t", token.ErrTokenAbsent), cli.ExitToken, "token_absent", `token "t": absent`},
+		{fmt.Errorf("soft: login on token %q: %w", "t", token.ErrPINLocked), cli.ExitToken, "pin_locked", `login on token "t": PIN locked`},
+		{fmt.Errorf("x: %w", token.ErrBusy), cli.ExitUnreachable, "token_busy", "x: busy"},
+		{errors.Join(token.ErrPINIncorrect, users.ErrStale), cli.ExitUnreachable, "changed_meanwhile", "PIN incorrect users: changed meanwhile"},
+		{errors.New("boom\n  and more"), cli.ExitFailed, "failed", "boom and more"},
+	} {
+		got := classify(test.err)
+		if got.Exit != test.exit || got.Code != test.code || got.Message != test.message {
+			t.Errorf("%v: exit %d, %s, %q", test.err, got.Exit, got.Code, got.Message)
+		}
+		if !errors.Is(got, test.err) {
+			t.Errorf("%v: the cause is lost", test.err)
+		}
+	}
+}
+
+func TestCodesAreUniquePerMeaning(t *testing.T) {
+	exits := make(map[string]cli.ExitCode)
+	for _, k := range kinds {
+		if exit, seen := exits[k.code]; seen && exit != k.exit {
+			t.Errorf("code %s ends with %d and with %d", k.code, exit, k.exit)
+		}
+		exits[k.code] = k.exit
+	}
+}
