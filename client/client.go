@@ -200,7 +200,10 @@ func (c *Client) repeat(ctx context.Context, try func(context.Context) (wire.Res
 				return nil, err
 			}
 		}
-		wait = jittered(max(wait, pause.next()))
+		if wait == 0 {
+			wait = pause.next() // the server gave no advice
+		}
+		wait = jittered(max(wait, c.cfg.RetryMin))
 		if kind == whileBusy && time.Since(began)+wait > c.cfg.BusyTimeout || !c.sleep(ctx, wait) {
 			return nil, canceledOr(ctx, err)
 		}
