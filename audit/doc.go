@@ -50,9 +50,9 @@
 // # Several processes
 //
 // The daemon and the operators' commands append to the same log. A batch is
-// written under flock on the file lock, which the kernel gives up when its
-// holder dies. Whoever waits for it first takes the file turn, so that a busy
-// daemon cannot starve a command. Under the lock a process looks whether the
+// written under flock on the directory itself: there is no lock file to delete,
+// and the kernel gives the lock up when its holder dies. Whoever waits for it
+// first takes the file turn, so that a busy daemon cannot starve a command. Under the lock a process looks whether the
 // segment still ends where it left it and whether the segment that would follow
 // exists; if so, nobody has appended, since bytes within that end never change.
 // Otherwise it goes on from the file head, which is rewritten after every
@@ -64,4 +64,8 @@
 // torn-…, cuts them off, and writes a record of the kind [KindRecovered] that
 // names the file. A damaged record that was durable before is never cut off:
 // the log then refuses to go on with [ErrDamaged].
+//
+// Segments but the last may be moved to an archive while the log is in use.
+// Whoever restores a log from a backup leaves the file head out: it may be newer
+// than the segments beside it.
 package audit

@@ -3,6 +3,7 @@ package audit
 import (
 	"bytes"
 	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"strconv"
@@ -43,10 +44,10 @@ func encodeBody(r Record) ([]byte, error) {
 // check refuses what the program got wrong; what a peer may have sent is clipped instead.
 func (r *Record) check() error {
 	if !isName(string(r.Kind)) {
-		return fmt.Errorf("%w: kind %q: want 1 to %d of a-z, 0-9, _ and .", ErrInvalid, r.Kind, maxKind)
+		return fmt.Errorf("%w: kind %q: want 1 to %d characters, only a-z, 0-9, dots and underscores", ErrInvalid, r.Kind, maxKind)
 	}
 	if !isName(r.Outcome) {
-		return fmt.Errorf("%w: outcome %q: want 1 to %d of a-z, 0-9, _ and .", ErrInvalid, r.Outcome, maxKind)
+		return fmt.Errorf("%w: outcome %q: want 1 to %d characters, only a-z, 0-9, dots and underscores", ErrInvalid, r.Outcome, maxKind)
 	}
 	if len(r.Details) > maxDetails {
 		return fmt.Errorf("%w: %d details, and at most %d are kept", ErrInvalid, len(r.Details), maxDetails)
@@ -145,7 +146,9 @@ func appendLine(lines []byte, head Head, batch uint64, body []byte) ([]byte, Hea
 		lines = append(lines, `,"batch":`...)
 		lines = strconv.AppendUint(lines, batch, 10)
 	}
-	lines = fmt.Appendf(lines, `,"prev":"%s",`, head.Hash)
+	lines = append(lines, `,"prev":"`...)
+	lines = hex.AppendEncode(lines, head.Hash[:])
+	lines = append(lines, `",`...)
 	lines = append(lines, body...)
 	lines = append(lines, '\n')
 	return lines, Head{Seq: seq, Hash: sha256.Sum256(lines[start:])}

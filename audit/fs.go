@@ -4,6 +4,8 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -37,12 +39,42 @@ type disk struct{}
 type diskFile struct{ *os.File }
 
 func (disk) OpenFile(name string, flag int, perm fs.FileMode) (File, error) {
-	// Nobody but us should be able to plant a link or a FIFO there; if somebody did, it must not lead or block us.
-	f, err := os.OpenFile(name, flag|unix.O_NOFOLLOW|unix.O_NONBLOCK, perm)
+	f, err := openFile(name, flag, perm)
 	if err != nil {
 		return nil, err
 	}
 	return diskFile{f}, nil
+}
+
+// openFile opens a file of the log. Nobody else should be able to plant a link
+// or a FIFO in its place; if somebody did, it must not lead or block us.
+func openFile(name string, flag int, perm fs.FileMode) (*os.File, error) {
+	f, err := os.OpenFile(name, flag|unix.O_NOFOLLOW|unix.O_NONBLOCK, perm)
+	if err != nil || flag&os.O_CREATE == 0 {
+		return f, err
+	}
+	if err := giveToOwner(f, filepath.Dir(name)); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// giveToOwner gives a file to its directory's owner where root made it: the
+// daemon, which is somebody else, has to write to what an operator's command began.
+func giveToOwner(f *os.File, directory string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	info, err := os.Stat(directory)
+	if err != nil {
+		return err
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || owner.Uid == 0 {
+		return nil
+	}
+	return f.Chown(int(owner.Uid), int(owner.Gid))
 }
 
 func (disk) Stat(name string) (fs.FileInfo, error)      { return os.Lstat(name) }

@@ -1,7 +1,9 @@
 package audit
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"time"
@@ -10,39 +12,49 @@ import (
 )
 
 // dirLock lets one process (and within it, one Log) at a time touch the log's end.
-type dirLock struct{ turn, lock *os.File }
+type dirLock struct {
+	directory *os.File
+	turn      *os.File // nil for a copy of a log that has no such file
+}
 
-// openLock opens the two files with the given flags.
+// openLock opens the directory, and the file turn with the given flags.
 func openLock(directory string, flag int) (*dirLock, error) {
-	turn, err := os.OpenFile(filepath.Join(directory, turnName), flag|unix.O_NOFOLLOW, 0o600)
+	d, err := os.Open(directory)
 	if err != nil {
 		return nil, err
 	}
-	lock, err := os.OpenFile(filepath.Join(directory, lockName), flag|unix.O_NOFOLLOW, 0o600)
+	turn, err := openFile(filepath.Join(directory, turnName), flag, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &dirLock{directory: d}, nil
+	}
 	if err != nil {
-		turn.Close()
+		d.Close()
 		return nil, err
 	}
-	return &dirLock{turn: turn, lock: lock}, nil
+	return &dirLock{directory: d, turn: turn}, nil
 }
 
 func (l *dirLock) close() {
-	l.turn.Close()
-	l.lock.Close()
+	l.directory.Close()
+	if l.turn != nil {
+		l.turn.Close()
+	}
 }
 
 // acquire waits for the lock. Whoever wants it holds turn while waiting, so that
 // a process that has just let go of the lock comes after those already there.
 func (l *dirLock) acquire(timeout time.Duration) error {
 	deadline := time.Now().Add(timeout)
-	if err := flock(l.turn, deadline); err != nil {
-		return err
+	if l.turn != nil {
+		if err := flock(l.turn, deadline); err != nil {
+			return err
+		}
+		defer unflock(l.turn)
 	}
-	defer unflock(l.turn)
-	return flock(l.lock, deadline)
+	return flock(l.directory, deadline)
 }
 
-func (l *dirLock) release() { unflock(l.lock) }
+func (l *dirLock) release() { unflock(l.directory) }
 
 // flock polls, because a flock that blocks cannot be given up.
 func flock(f *os.File, deadline time.Time) error {

@@ -9,7 +9,6 @@ import (
 
 // Names within the log's directory.
 const (
-	lockName       = "lock"
 	turnName       = "turn"
 	headName       = "head"
 	newSegmentName = ".new-segment"

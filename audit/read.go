@@ -106,7 +106,11 @@ func (r *reader) segment(segment extent) bool {
 		r.begun, r.offset = true, 0
 		r.checker.enter(segment)
 	}
-	if segment.size <= r.offset {
+	if segment.size < r.offset {
+		r.yield(Entry{}, fmt.Errorf("%w: segment %s: record %d was read and is gone", ErrDamaged, segment.name, r.checker.last.Seq))
+		return false
+	}
+	if segment.size == r.offset {
 		return true
 	}
 	file, err := openForReading(r.directory, segment.name)

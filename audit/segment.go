@@ -104,6 +104,6 @@ func (w *writer) exists(name string) (bool, error) {
 func (w *writer) path(name string) string { return filepath.Join(w.cfg.Directory, name) }
 
 func (w *writer) damaged(format string, args ...any) error {
-	return fmt.Errorf("%w: "+format+"; run the audit verification, and see the package's documentation before anything is repaired",
-		append([]any{ErrDamaged}, args...)...)
+	return fmt.Errorf("%w: "+format+`; verify the log to see all that is wrong, then restore the file from a backup, or move %q away to begin a new log`,
+		append(append([]any{ErrDamaged}, args...), w.cfg.Directory)...)
 }

@@ -7,8 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // snapshotTimeout is how long a reader waits for writers.
@@ -27,19 +25,17 @@ type extent struct {
 	size  int64
 }
 
-// takeSnapshot looks at a log between two batches. A copy of a log, which has no
-// lock to take, is looked at as it is.
+// takeSnapshot looks at a log between two batches.
 func takeSnapshot(directory string) (snapshot, error) {
 	lock, err := openLock(directory, os.O_RDONLY)
-	if err == nil {
-		defer lock.close()
-		if err := lock.acquire(snapshotTimeout); err != nil {
-			return snapshot{}, err
-		}
-		defer lock.release()
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	if err != nil {
 		return snapshot{}, fmt.Errorf("audit: %w", err)
 	}
+	defer lock.close()
+	if err := lock.acquire(snapshotTimeout); err != nil {
+		return snapshot{}, err
+	}
+	defer lock.release()
 	taken, err := readDirectory(directory)
 	if err != nil {
 		return snapshot{}, fmt.Errorf("audit: directory %q: %w", directory, err)
@@ -75,7 +71,6 @@ func readDirectory(directory string) (snapshot, error) {
 	return taken, nil
 }
 
-// openForReading opens a file of the log, and does not wait for a FIFO in its place.
 func openForReading(directory, name string) (*os.File, error) {
-	return os.OpenFile(filepath.Join(directory, name), os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	return openFile(filepath.Join(directory, name), os.O_RDONLY, 0)
 }

@@ -37,7 +37,7 @@ func Verify(ctx context.Context, directory string, options VerifyOptions) (Repor
 	if err != nil {
 		return Report{}, err
 	}
-	v := &verification{ctx: ctx, directory: directory}
+	v := &verification{ctx: ctx, directory: directory, report: Report{Problems: []Problem{}}}
 	if options.Expect != nil {
 		v.expected = append(v.expected, expectation{Head: *options.Expect, source: "the head that was kept"})
 	}
