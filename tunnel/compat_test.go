@@ -142,6 +142,24 @@ func TestEndDuringHandshake(t *testing.T) {
 	}
 }
 
+// TestServerEndsDuringHandshake has a server hang up on its client.
+func TestServerEndsDuringHandshake(t *testing.T) {
+	authority := tunneltest.NewAuthority(t)
+	b := authority.StartBridge([]string{"server-1"}, nil)
+	outer := rawOuter(t, authority.Server(b, "server-1"), tunnel.NewHello(tunnel.RoleServer))
+	go func() {
+		var ack [tunnel.AckSize]byte
+		io.ReadFull(outer, ack[:])
+		outer.Close()
+	}()
+	_, err := tunnel.Dial(t.Context(), authority.Client(b, "alice"))
+	wantKind(t, err, tunnel.KindServerUnreachable)
+	var e *tunnel.Error
+	if errors.As(err, &e); !e.Retry() {
+		t.Error("a retry would help")
+	}
+}
+
 // TestSlowHandshakeHoldsUpNobody has a client fall silent in its inner handshake.
 func TestSlowHandshakeHoldsUpNobody(t *testing.T) {
 	w := newWorld(t, 1, nil)

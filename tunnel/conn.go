@@ -59,7 +59,8 @@ func (c *Conn) PeerCertificate() *x509.Certificate {
 //
 // In TLS 1.3 a client learns only from its first Read that the server refused
 // its certificate or does not know the user: that Read returns an *Error of
-// KindServerRefused or KindServerClosed.
+// KindServerRefused or KindServerClosed, or of KindServerUnreachable when the
+// connection was cut before the server said anything.
 func (c *Conn) Read(b []byte) (int, error) {
 	n, err := c.Conn.Read(b)
 	if n > 0 || c.bridge == "" || c.heard.Load() {
@@ -76,8 +77,11 @@ func (c *Conn) firstReadError(err error) error {
 	if alert, ok := remoteAlert(err); ok && certificateAlerts[alert] {
 		return &Error{Kind: KindServerRefused, Bridge: c.bridge, Err: err}
 	}
-	if errors.Is(err, io.EOF) || errors.Is(err, ErrTruncated) {
+	if errors.Is(err, io.EOF) {
 		return &Error{Kind: KindServerClosed, Bridge: c.bridge, Err: err}
+	}
+	if errors.Is(err, ErrTruncated) {
+		return &Error{Kind: KindServerUnreachable, Bridge: c.bridge, Err: err}
 	}
 	return err
 }

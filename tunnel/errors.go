@@ -57,7 +57,7 @@ var kindTexts = map[Kind]kindText{
 	KindServerProtocol:    {what: "what answers behind the bridge is not a server", hint: "ask the operator which servers may register at the bridge"},
 	KindServerRefused:     {what: "the server refused this program's certificate", hint: "check that it was issued by the server's CA for a TLS client, has a common name and has not expired"},
 	KindServerClosed:      {what: "the server closed the connection without an answer", hint: "ask the operator whether the user that your certificate names is registered and enabled"},
-	KindServerUnreachable: {"the server did not finish the handshake", "try again", true},
+	KindServerUnreachable: {"the server did not finish the handshake", "try again, and if it stays so ask the operator whether the user that your certificate names is registered", true},
 }
 
 // statusHints says what to do about each ack that refuses.

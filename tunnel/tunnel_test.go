@@ -210,6 +210,10 @@ func TestBridgeRestart(t *testing.T) {
 func TestListenerClose(t *testing.T) {
 	w := newWorld(t, 3, nil)
 	conn := dial(t, w.Client(w.bridge, "alice"))
+	// The echo tells that the server has accepted it.
+	if err := checkEcho(conn, 100); err != nil {
+		t.Fatal(err)
+	}
 	tunneltest.Eventually(t, "legs wait", func() bool { return w.bridge.Stats().WaitingServers == 3 })
 	w.listener.Close()
 	if _, err := w.listener.Accept(t.Context()); !errors.Is(err, tunnel.ErrClosed) {
