@@ -35,6 +35,18 @@ func newDevice(serial, pin string) *device {
 	return &device{serial: serial, pin: []byte(pin), keys: make(map[string]*fakeKey), faults: make(map[string]error)}
 }
 
+// clone copies a device with its keys.
+func (d *device) clone() *device {
+	twin := newDevice(d.serial, string(d.pin))
+	twin.sent = slices.Clone(d.sent)
+	for id, key := range d.keys {
+		copied := *key
+		copied.device = twin
+		twin.keys[id] = &copied
+	}
+	return twin
+}
+
 // fail makes an operation fail; nil heals it.
 func (d *device) fail(operation string, err error) { d.faults[operation] = err }
 

@@ -5,10 +5,10 @@ import (
 	"crypto"
 	"crypto/sha256"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -39,27 +39,64 @@ type scene struct {
 	alice  Actor
 	bob    Actor
 	key    users.Key
+
+	database []byte // the file as every scene finds it
+}
+
+// scenery is what all scenes begin with, made once: Argon2id is slow under the race detector.
+var scenery = sync.OnceValues(func() (*scene, error) {
+	dir, err := os.MkdirTemp("", "chancery-admin-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	s := &scene{ctx: context.Background(), device: newDevice("serial-1", firstPIN)}
+	store, err := sqlite.Open(s.ctx, filepath.Join(dir, "users.db"))
+	if err != nil {
+		return nil, err
+	}
+	s.office(store)
+	for _, name := range []string{"alice", "bob", "carol"} {
+		if _, err := store.AddUser(s.ctx, name); err != nil {
+			return nil, err
+		}
+	}
+	if _, err = s.AddToken(s.ctx, TokenSpec{Name: "hsm", Driver: "fake", Location: "/dev/null"}, []byte(firstPIN), typed("alice", alicePass)); err != nil {
+		return nil, err
+	}
+	if s.key, err = s.CreateKey(s.ctx, s.alice, KeySpec{Name: "release", Token: "hsm"}, token.P256); err != nil {
+		return nil, err
+	}
+	if err := store.Close(); err != nil {
+		return nil, err
+	}
+	s.database, err = os.ReadFile(filepath.Join(dir, "users.db"))
+	return s, err
+})
+
+// office puts an office over a store, in front of the scene's device.
+func (s *scene) office(store users.Store) {
+	s.alice, s.bob = Actor{"alice", []byte(alicePass)}, Actor{"bob", []byte(bobPass)}
+	s.Office = &Office{Store: store, Parameters: cheap, Open: func(context.Context, users.Token) (token.Token, error) { return s.device.handle() }}
 }
 
 func newScene(t *testing.T) *scene {
 	t.Helper()
-	store, err := sqlite.Open(t.Context(), filepath.Join(t.TempDir(), "users.db"))
+	first, err := scenery()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "users.db")
+	if err := os.WriteFile(path, first.database, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	store, err := sqlite.Open(t.Context(), path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { store.Close() })
-	s := &scene{t: t, ctx: t.Context(), device: newDevice("serial-1", firstPIN),
-		alice: Actor{"alice", []byte(alicePass)}, bob: Actor{"bob", []byte(bobPass)}}
-	s.Office = &Office{Store: store, Parameters: cheap, Open: func(context.Context, users.Token) (token.Token, error) { return s.device.handle() }}
-	for _, name := range []string{"alice", "bob", "carol"} {
-		if _, err := store.AddUser(s.ctx, name); err != nil {
-			t.Fatal(err)
-		}
-	}
-	_, err = s.AddToken(s.ctx, TokenSpec{Name: "hsm", Driver: "fake", Location: "/dev/null"}, []byte(firstPIN), typed("alice", alicePass))
-	s.noError("add token", err)
-	s.key, err = s.CreateKey(s.ctx, s.alice, KeySpec{Name: "release", Token: "hsm"}, token.P256)
-	s.noError("create key", err)
+	s := &scene{t: t, ctx: t.Context(), device: first.device.clone(), key: first.key}
+	s.office(store)
 	t.Cleanup(func() {
 		if s.device.open != 0 {
 			t.Errorf("%d token handles were not closed", s.device.open)
@@ -154,8 +191,8 @@ func TestFirstUse(t *testing.T) {
 		t.Errorf("key %+v", s.key)
 	}
 	s.noError("alice signs", s.signs(s.alice))
-	if got := fmt.Sprint(s.device.sent); got != fmt.Sprint([]string{firstPIN, firstPIN, firstPIN}) {
-		t.Errorf("PINs sent for adding, creating and signing: %v", got)
+	if got := strings.Join(s.device.sent, " "); got != "123456 123456 123456" {
+		t.Errorf("PINs sent for adding, creating and signing: %s", got)
 	}
 }
 
