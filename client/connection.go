@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"chancery/tunnel"
 	"chancery/tunnel/wire"
 )
 
@@ -246,12 +247,28 @@ func (c *connection) write() {
 				clear(buffer)
 			}
 			if err != nil {
-				c.fail(err)
+				c.failAfterReader(err)
 				return
 			}
 		case <-c.ended:
 			return
 		}
+	}
+}
+
+// readerGrace is how long a failed write waits for the reader to learn the reason.
+const readerGrace = time.Second
+
+// failAfterReader ends the connection after a failed write. A server that hangs
+// up says why in what it sends, an alert or an orderly end, which only the
+// reader sees: so the reader gets to speak first.
+func (c *connection) failAfterReader(cause error) {
+	timer := time.NewTimer(readerGrace)
+	defer timer.Stop()
+	select {
+	case <-c.ended:
+	case <-timer.C:
+		c.fail(cause)
 	}
 }
 
@@ -334,7 +351,10 @@ func (c *connection) read() {
 }
 
 func readFailure(err error) error {
+	var refused *tunnel.Error
 	switch {
+	case errors.As(err, &refused): // it may wrap io.EOF, but says more
+		return refused
 	case errors.Is(err, io.EOF), errors.Is(err, wire.ErrDone):
 		return errServerEnd
 	case errors.Is(err, wire.ErrMalformed), errors.Is(err, wire.ErrTooLarge):
