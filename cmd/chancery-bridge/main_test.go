@@ -32,6 +32,7 @@ func TestScripts(t *testing.T) {
 		Dir: filepath.Join("testdata", "script"),
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("REPOSITORY", repository(t))
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // the race detector sleeps a second at each program's end
 			return writeCertificates(env.WorkDir)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"await": await, "exits": exits},

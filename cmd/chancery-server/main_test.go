@@ -23,6 +23,7 @@ func TestMain(m *testing.M) {
 		program: func() {
 			// Away from the developer's terminal: only a script's own may be asked.
 			_, _ = unix.Setsid()
+			accessParameters = cheap
 			os.Exit(run())
 		},
 		"enrol": enrol,
@@ -37,6 +38,7 @@ func TestScripts(t *testing.T) {
 		Dir: filepath.Join("testdata", "script"),
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("REPOSITORY", repository(t))
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // the race detector sleeps a second at each program's end
 			env.Setenv("CHANCERY_SERVER_STATE_DIRECTORY", filepath.Join(env.WorkDir, "state"))
 			env.Setenv("GNUPGHOME", filepath.Join(env.WorkDir, "gnupg"))
 			return desk.writeSecrets(env.WorkDir)

@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"chancery/access"
 	"chancery/admin"
 	"chancery/token"
 	"chancery/token/pkcs11"
@@ -19,12 +20,15 @@ const (
 	driverSoft   = "soft"
 )
 
+// accessParameters are those of new access keys. Tests make them cheap.
+var accessParameters = access.NewParameters
+
 // withOffice runs act with what operators' acts need. It takes as few sessions
 // of a token as possible: a daemon may hold the others.
 func (a *app) withOffice(command *cobra.Command, act func(context.Context, *admin.Office) error) error {
 	return a.withStore(command, func(ctx context.Context, store users.Store) error {
 		return act(ctx, &admin.Office{
-			Store: store, MinPassphrase: a.config.Passphrases.MinimumLength,
+			Store: store, MinPassphrase: a.config.Passphrases.MinimumLength, Parameters: accessParameters,
 			Open: func(ctx context.Context, t users.Token) (token.Token, error) {
 				t.MaxSessions = pkcs11.MinSessions
 				return openToken(ctx, t)
