@@ -80,8 +80,10 @@ func (s *scene) office(store users.Store) {
 	s.Office = &Office{Store: store, Parameters: cheap, Open: func(context.Context, users.Token) (token.Token, error) { return s.device.handle() }}
 }
 
+// newScene sets a fresh scene. Tests with a scene run side by side.
 func newScene(t *testing.T) *scene {
 	t.Helper()
+	t.Parallel()
 	first, err := scenery()
 	if err != nil {
 		t.Fatal(err)
