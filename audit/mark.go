@@ -2,6 +2,8 @@ package audit
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -17,6 +19,18 @@ type mark struct {
 // markSize is less than a disk's sector, so that a mark is written whole or not at all.
 const markSize = 256
 
+// checkedMark is a mark as the file head has it. The check shows whether all of
+// it is from one write.
+type checkedMark struct {
+	mark
+	Check string `json:"check"`
+}
+
+func (m mark) check() string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d %s", m.Segment, m.Offset, m.Head))
+	return hex.EncodeToString(sum[:8])
+}
+
 // readMark reads the file head. It returns false for one that says nothing: new,
 // or torn when the power failed.
 func readMark(r io.ReaderAt) (mark, bool) {
@@ -25,18 +39,18 @@ func readMark(r io.ReaderAt) (mark, bool) {
 	if n != markSize || err != nil && err != io.EOF {
 		return mark{}, false
 	}
-	var m mark
-	if err := json.Unmarshal(buffer, &m); err != nil {
+	var m checkedMark
+	if err := json.Unmarshal(buffer, &m); err != nil || m.Check != m.check() {
 		return mark{}, false
 	}
 	first, ok := parseSegmentName(m.Segment)
-	return m, ok && m.Offset > 0 && m.Seq >= first
+	return m.mark, ok && m.Offset > 0 && m.Seq >= first
 }
 
 // writeMark is called when what it says is durable. It need not be durable
 // itself: after a power failure an older mark is as true, and only costs reading.
 func writeMark(w io.WriterAt, m mark) error {
-	encoded, err := json.Marshal(m)
+	encoded, err := json.Marshal(checkedMark{mark: m, Check: m.check()})
 	if err != nil {
 		return err
 	}

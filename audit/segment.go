@@ -42,27 +42,29 @@ func (w *writer) createSegment() error {
 	return w.advance(mark{Segment: name, Offset: int64(len(line)), Head: head})
 }
 
-func (w *writer) publishSegment(name string, line []byte) (file File, err error) {
-	temporary := w.path(newSegmentName)
-	file, err = w.cfg.FS.OpenFile(temporary, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+func (w *writer) publishSegment(name string, line []byte) (File, error) {
+	file, err := w.cfg.FS.OpenFile(w.path(newSegmentName), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if err != nil {
-			file.Close()
-		}
-	}()
-	if err := writeWhole(file, line, 0); err != nil {
+	if err := w.fillSegment(file, name, line); err != nil {
+		file.Close()
 		return nil, err
+	}
+	return file, nil
+}
+
+func (w *writer) fillSegment(file File, name string, line []byte) error {
+	if err := writeWhole(file, line, 0); err != nil {
+		return err
 	}
 	if err := file.Sync(); err != nil {
-		return nil, err
+		return err
 	}
-	if err := w.cfg.FS.Rename(temporary, w.path(name)); err != nil {
-		return nil, err
+	if err := w.cfg.FS.Rename(w.path(newSegmentName), w.path(name)); err != nil {
+		return err
 	}
-	return file, w.cfg.FS.SyncDir(w.cfg.Directory)
+	return w.cfg.FS.SyncDir(w.cfg.Directory)
 }
 
 // use makes an open file the one that is written to, and closes it where that fails.
