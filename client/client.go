@@ -162,10 +162,15 @@ func (c *Client) read(ctx context.Context, body wire.RequestBody) (wire.Response
 }
 
 // sign makes a call that is repeated only if the server did not get it, or
-// answered that it did not do it.
+// answered that it did not do it. A batch that the token had no time for is
+// left to the caller.
 func (c *Client) sign(ctx context.Context, key string, body wire.RequestBody) (wire.ResponseBody, error) {
+	_, many := body.(*wire.SignAll)
 	return c.repeat(ctx, func(ctx context.Context) (wire.ResponseBody, error) {
 		reply, err := c.request(ctx, key, body)
+		if many && errors.Is(err, wire.NewError(wire.CodeTokenBusy)) {
+			return nil, errTooMany
+		}
 		var lost *lostError
 		if errors.As(err, &lost) && lost.sent {
 			interrupted := *ErrInterrupted

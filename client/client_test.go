@@ -421,6 +421,22 @@ func TestBusyServerIsAskedAgain(t *testing.T) {
 	wantCode(t, err, wire.CodeBusy)
 }
 
+func TestBatchTooSlowForTheTokenIsHalved(t *testing.T) {
+	w := newWorld(t)
+	w.Hook = func(_ *clienttest.Session, r *wire.Request) wire.ResponseBody {
+		if all, ok := r.Body.(*wire.SignAll); ok && len(all.Digests) > 3 {
+			return wire.NewError(wire.CodeTokenBusy)
+		}
+		return nil
+	}
+	c := w.connect(t)
+	unlock(t, c, "p256")
+	signatures, err := c.SignAll(t.Context(), "p256", digests(50))
+	if err != nil || slices.ContainsFunc(signatures, func(s []byte) bool { return s == nil }) {
+		t.Fatal(err)
+	}
+}
+
 func TestShutdownMovesToANewConnection(t *testing.T) {
 	w := newWorld(t)
 	var once sync.Once

@@ -20,7 +20,7 @@ const (
 	DefaultRetryMin       = 200 * time.Millisecond
 	DefaultRetryMax       = 5 * time.Second
 	DefaultInFlight       = 32
-	DefaultBatchSize      = 32
+	DefaultBatchSize      = 16
 )
 
 // Config says how to reach a server. The zero value of every field but Tunnel
@@ -49,8 +49,8 @@ type Config struct {
 	RetryMin, RetryMax time.Duration
 	// InFlight bounds the requests that wait for replies on the connection.
 	InFlight int
-	// BatchSize bounds the signatures asked for in one request. With a slow
-	// token, a batch must be done well within RequestTimeout.
+	// BatchSize bounds the signatures asked for in one request. When a token
+	// is too slow to make them all in time, smaller batches are tried.
 	BatchSize int
 	// Log receives, at debug level, what happens to the connection. nil logs nothing.
 	Log *slog.Logger

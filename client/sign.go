@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 
@@ -59,6 +60,9 @@ func (c *Client) SignAll(ctx context.Context, key string, digests []Digest) ([][
 	}
 	return signatures, nil
 }
+
+// errTooMany says that the token had no time for a batch of more than one.
+var errTooMany = errors.New("client: too many signatures in one request for this token")
 
 // batch is a range of digests that one request asks for.
 type batch struct{ from, to int }
@@ -124,9 +128,19 @@ func together(a, b Digest) bool {
 	return a.PSS == b.PSS && (a.Hash == 0) == (b.Hash == 0)
 }
 
-// signBatch asks for some signatures in one request and fills in those that are valid.
+// signBatch asks for some signatures in one request and fills in those that are
+// valid. A batch that the token cannot make in the server's time is halved:
+// repeated as it is, it would fail for ever.
 func (c *Client) signBatch(ctx context.Context, key *KeyInfo, digests []Digest, signatures [][]byte) error {
 	body, err := c.sign(ctx, key.Name, signRequest(key.Name, digests))
+	if errors.Is(err, errTooMany) {
+		half := len(digests) / 2
+		c.cfg.Log.Debug("halving a batch", "key", key.Name, "size", len(digests))
+		if err := c.signBatch(ctx, key, digests[:half], signatures[:half]); err != nil {
+			return err
+		}
+		return c.signBatch(ctx, key, digests[half:], signatures[half:])
+	}
 	if err != nil {
 		return err
 	}

@@ -252,4 +252,3 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 		ts.Fatalf("exit code %d, not %s", code, args[0])
 	}
 }
-

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	batchSize      = 32 // signatures in one request
+	batchSize      = 16 // signatures in one request
 	batchesInWay   = 4  // requests at once
 	maxHashers     = 8
 	signAgainTimes = 3 // how often a batch is signed again after the connection broke

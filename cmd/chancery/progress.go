@@ -51,7 +51,7 @@ func (p progress) above(print func()) {
 }
 
 func (p progress) close() {
-	if p.bar != nil {
+	if p.bar != nil && !p.bar.IsFinished() {
 		_ = p.bar.Clear()
 		_ = p.bar.Exit()
 	}
