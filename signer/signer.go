@@ -15,7 +15,7 @@
 // No database, no login and no search: the session remembers what it unlocked,
 // and the current snapshot of the store, which a poll keeps fresh, must still have
 // the same grant in the same generation, with user and key enabled. What an operator
-// revokes is therefore gone for live sessions within Config.PollEvery.
+// revokes is therefore gone for live sessions within Config.PollEvery, and at once after Refresh.
 //
 // # What a peer learns
 //
@@ -126,6 +126,7 @@ type Server struct {
 	cfg      Config
 	log      *slog.Logger
 	snapshot atomic.Pointer[users.Snapshot]
+	watcher  atomic.Pointer[users.Watcher]
 	tokens   *tokens
 
 	places      chan struct{}       // one per session
@@ -172,9 +173,11 @@ func (s *Server) Serve(ctx context.Context, accept AcceptFunc) error {
 		s.tokens.update(watching, next)
 	}
 	failed := func(err error) { s.log.Error("the store cannot be read; the last state stays in force", "error", err) }
-	if err := users.Watch(watching, s.cfg.Store, s.cfg.PollEvery, changed, failed); err != nil {
+	watcher, err := users.Watch(watching, s.cfg.Store, s.cfg.PollEvery, changed, failed)
+	if err != nil {
 		return fmt.Errorf("signer: read the store: %w", err)
 	}
+	s.watcher.Store(watcher)
 	sessions, cancelSessions := context.WithCancelCause(watching)
 	defer cancelSessions(nil)
 	var running sync.WaitGroup
@@ -186,9 +189,23 @@ func (s *Server) Serve(ctx context.Context, accept AcceptFunc) error {
 	})
 	ended := make(chan struct{})
 	go func() { running.Wait(); close(ended) }()
-	err := s.drain(ended, cancelSessions)
+	err = s.drain(ended, cancelSessions)
 	stopWatching()
 	return errors.Join(err, s.tokens.wait(s.cfg.closeTimeout))
+}
+
+// Refresh takes up what the store holds now, without waiting for the next poll:
+// when it returns nil, what was revoked before is refused in live sessions.
+// Before Serve there is nothing to refresh.
+func (s *Server) Refresh(ctx context.Context) error {
+	watcher := s.watcher.Load()
+	if watcher == nil {
+		return nil
+	}
+	if err := watcher.Refresh(ctx); err != nil {
+		return fmt.Errorf("signer: read the store: %w", err)
+	}
+	return nil
 }
 
 // acceptAll starts a session for each client until ctx ends. A place is taken

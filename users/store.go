@@ -1,9 +1,6 @@
 package users
 
-import (
-	"context"
-	"time"
-)
+import "context"
 
 // Store keeps users, tokens, keys and grants durably. Every method that changes something is
 // one transaction, durable when it returns, and moves Revision. Methods are
@@ -65,45 +62,4 @@ type Store interface {
 	RejectPIN(ctx context.Context, tokenID, version int64, staged bool) error
 
 	Close() error
-}
-
-// Watch calls changed with a first snapshot before it returns, and again, from one
-// goroutine, within every after each later change, until ctx ends. A
-// failing read is reported to failed and tried again: the last good snapshot stays in force.
-func Watch(ctx context.Context, store Store, every time.Duration, changed func(*Snapshot), failed func(error)) error {
-	first, err := store.Snapshot(ctx)
-	if err != nil {
-		return err
-	}
-	changed(first)
-	go poll(ctx, store, every, first.Revision, changed, failed)
-	return nil
-}
-
-func poll(ctx context.Context, store Store, every time.Duration, seen int64, changed func(*Snapshot), failed func(error)) {
-	ticker := time.NewTicker(every)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
-		revision, err := store.Revision(ctx)
-		if err == nil && revision == seen {
-			continue
-		}
-		var next *Snapshot
-		if err == nil {
-			next, err = store.Snapshot(ctx)
-		}
-		if err != nil {
-			if ctx.Err() == nil {
-				failed(err)
-			}
-			continue
-		}
-		seen = next.Revision
-		changed(next)
-	}
 }

@@ -20,6 +20,7 @@ const (
 	controlTimeout = 5 * time.Second
 	maxStatusSize  = 4 << 20 // bytes
 	statusPath     = "/status"
+	refreshPath    = "/refresh"
 )
 
 // listenControl makes the daemon's Unix socket, which only the daemon's own user
@@ -53,12 +54,20 @@ func controlError(path string, err error) error {
 	}
 }
 
-// serveControl answers GET /status until ctx ends.
-func serveControl(ctx context.Context, listener net.Listener, status func() liveStatus) error {
+// serveControl answers GET /status, and POST /refresh once the daemon has taken up what the
+// database holds, until ctx ends.
+func serveControl(ctx context.Context, listener net.Listener, status func() liveStatus, refresh func(context.Context) error) error {
 	routes := http.NewServeMux()
 	routes.HandleFunc("GET "+statusPath, func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(status())
+	})
+	routes.HandleFunc("POST "+refreshPath, func(w http.ResponseWriter, r *http.Request) {
+		if err := refresh(r.Context()); err != nil {
+			http.Error(w, "the database cannot be read", http.StatusInternalServerError)
+			return
+		}
+		w.WriteHeader(http.StatusNoContent)
 	})
 	server := &http.Server{
 		Handler: routes, ReadTimeout: controlTimeout, WriteTimeout: controlTimeout,
@@ -72,35 +81,60 @@ func serveControl(ctx context.Context, listener net.Listener, status func() live
 	return nil
 }
 
+// errNoDaemon says that nobody listens on the control socket.
+var errNoDaemon = errors.New("no daemon runs")
+
 // askDaemon reads the live state from the control socket. Nil without an error
 // means that no daemon runs.
 func askDaemon(ctx context.Context, path string) (*liveStatus, error) {
+	var status liveStatus
+	err := callDaemon(ctx, path, http.MethodGet, statusPath, func(body io.Reader) error {
+		return json.NewDecoder(io.LimitReader(body, maxStatusSize)).Decode(&status)
+	})
+	if errors.Is(err, errNoDaemon) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &status, nil
+}
+
+// refreshDaemon has a running daemon take up a change before the command ends. It returns nil where none runs.
+func refreshDaemon(ctx context.Context, path string) error {
+	err := callDaemon(ctx, path, http.MethodPost, refreshPath, func(io.Reader) error { return nil })
+	if errors.Is(err, errNoDaemon) {
+		return nil
+	}
+	return err
+}
+
+func callDaemon(ctx context.Context, path, method, route string, read func(io.Reader) error) error {
 	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
 	defer cancel()
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", path)
 	}}
 	defer transport.CloseIdleConnections()
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://daemon"+statusPath, http.NoBody)
+	request, err := http.NewRequestWithContext(ctx, method, "http://daemon"+route, http.NoBody)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	response, err := transport.RoundTrip(request)
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
-		return nil, nil
+		return errNoDaemon
 	}
 	if err != nil {
-		return nil, daemonSilent(path, err)
+		return daemonSilent(path, err)
 	}
 	defer response.Body.Close()
-	if response.StatusCode != http.StatusOK {
-		return nil, daemonSilent(path, errors.New(response.Status))
+	if response.StatusCode/100 != 2 {
+		return daemonSilent(path, errors.New(response.Status))
 	}
-	var status liveStatus
-	if err := json.NewDecoder(io.LimitReader(response.Body, maxStatusSize)).Decode(&status); err != nil {
-		return nil, daemonSilent(path, err)
+	if err := read(response.Body); err != nil {
+		return daemonSilent(path, err)
 	}
-	return &status, nil
+	return nil
 }
 
 func daemonSilent(path string, err error) error {

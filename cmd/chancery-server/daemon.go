@@ -20,7 +20,7 @@ import (
 	"chancery/users"
 )
 
-// pollEvery is how soon at the latest an operator's change takes effect in live sessions.
+// pollEvery is how soon at the latest a change takes effect in live sessions when the command that made it could not tell the daemon.
 const pollEvery = 250 * time.Millisecond
 
 func (a *app) serveCommand() *cobra.Command {
@@ -88,7 +88,7 @@ func (d *daemon) run(ctx context.Context, legs *tunnel.Config) error {
 	d.reloadOnHangup(ctx)
 	d.listener = tunnel.Listen(ctx, legs, d.config.Bridge.IdleConnections)
 	go func() {
-		if err := serveControl(ctx, control, d.status); err != nil {
+		if err := serveControl(ctx, control, d.status, d.signer.Refresh); err != nil {
 			d.log.Error("the control socket ended", "error", err)
 		}
 	}()

@@ -24,7 +24,26 @@ func (a *app) withStore(command *cobra.Command, act func(context.Context, users.
 	if err != nil {
 		return err
 	}
-	return errors.Join(act(command.Context(), store), store.Close())
+	return errors.Join(a.actAndTell(command, store, act), store.Close())
+}
+
+// actAndTell runs act and, if that changed the database, has the daemon take the change up
+// before the command ends: what was revoked is refused from then on, and what was granted works.
+func (a *app) actAndTell(command *cobra.Command, store users.Store, act func(context.Context, users.Store) error) error {
+	ctx := command.Context()
+	before, err := store.Revision(ctx)
+	if err != nil {
+		return err
+	}
+	failed := act(ctx, store)
+	after, err := store.Revision(ctx)
+	if err != nil || after == before {
+		return errors.Join(failed, err)
+	}
+	if err := refreshDaemon(ctx, a.config.socket()); err != nil {
+		warn(command, "the daemon could not be told of the change; it takes it up by itself as soon as it can: %s", forPeople(err))
+	}
+	return failed
 }
 
 // withSnapshot runs act with all that the database holds.

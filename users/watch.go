@@ -1,0 +1,63 @@
+package users
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// Watcher keeps a reader of a Store up to date.
+type Watcher struct {
+	store   Store
+	changed func(*Snapshot)
+
+	mu   sync.Mutex // held while looking, so that changed is never called twice at once
+	seen int64
+}
+
+// Watch calls changed with a first snapshot before it returns, and again within
+// every after each later change of any process, until ctx ends. A failing read is
+// reported to failed and tried again: the last good snapshot stays in force.
+func Watch(ctx context.Context, store Store, every time.Duration, changed func(*Snapshot), failed func(error)) (*Watcher, error) {
+	first, err := store.Snapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	changed(first)
+	w := &Watcher{store: store, changed: changed, seen: first.Revision}
+	go w.poll(ctx, every, failed)
+	return w, nil
+}
+
+// Refresh looks at the store now. When it returns nil, changed has been called
+// with everything that was stored before Refresh began.
+func (w *Watcher) Refresh(ctx context.Context) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	revision, err := w.store.Revision(ctx)
+	if err != nil || revision == w.seen {
+		return err
+	}
+	next, err := w.store.Snapshot(ctx)
+	if err != nil {
+		return err
+	}
+	w.seen = next.Revision
+	w.changed(next)
+	return nil
+}
+
+func (w *Watcher) poll(ctx context.Context, every time.Duration, failed func(error)) {
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if err := w.Refresh(ctx); err != nil && ctx.Err() == nil {
+			failed(err)
+		}
+	}
+}
