@@ -196,6 +196,19 @@ func (c *config) identity() (*certfile.Identity, []string, error) {
 	})
 }
 
+// checkCertificates tries the OpenPGP certificates that the configuration names.
+func (c *config) checkCertificates() error {
+	for _, key := range c.Keys {
+		if key.Certificate == "" {
+			continue
+		}
+		if _, err := readCertificate(key.Certificate); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // client makes the settings of the connection.
 func (c *config) client(a *app) (*client.Config, error) {
 	log, err := c.Log.Logger(a.stderr)
@@ -230,8 +243,10 @@ func (a *app) configCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = c.client(a)
-			return err
+			if _, err := c.client(a); err != nil {
+				return err
+			}
+			return c.checkCertificates()
 		},
 	)
 }

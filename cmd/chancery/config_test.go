@@ -10,6 +10,15 @@ import (
 	"chancery/internal/cli"
 )
 
+func repository(t *testing.T) string {
+	t.Helper()
+	root, err := filepath.Abs(filepath.Join("..", ".."))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return root
+}
+
 func TestExampleShowsEveryDefault(t *testing.T) {
 	read := &config{}
 	file := filepath.Join(repository(t), "packaging", "examples", "client.toml")

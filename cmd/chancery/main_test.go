@@ -1,3 +1,5 @@
+//go:build unix
+
 package main
 
 import (
@@ -60,15 +62,6 @@ func TestScripts(t *testing.T) {
 			"exits": exits, "server": steer, "asked": asked, "lines": lines, "many": many,
 		},
 	})
-}
-
-func repository(t *testing.T) string {
-	t.Helper()
-	root, err := filepath.Abs(filepath.Join("..", ".."))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return root
 }
 
 // newSigners makes the keys that all scripts share.
