@@ -7,14 +7,25 @@ import (
 	"chancery/users"
 )
 
+// deriver makes an access key of a passphrase, as access.DeriveKey does.
+type deriver func(passphrase []byte, p access.Parameters) (*access.Key, error)
+
 // keyring derives the access keys of one passphrase, each once: Argon2id is slow on purpose.
 type keyring struct {
 	passphrase []byte
+	derive     deriver
 	keys       map[access.Parameters]*access.Key
 }
 
-func newKeyring(passphrase []byte) *keyring {
-	return &keyring{passphrase: passphrase, keys: make(map[access.Parameters]*access.Key)}
+func (o *Office) keyring(passphrase []byte) *keyring {
+	return &keyring{passphrase: passphrase, derive: o.deriver(), keys: make(map[access.Parameters]*access.Key)}
+}
+
+func (o *Office) deriver() deriver {
+	if o.derive == nil {
+		return access.DeriveKey
+	}
+	return o.derive
 }
 
 func (k *keyring) key(p access.Parameters) (*access.Key, error) {
@@ -24,7 +35,7 @@ func (k *keyring) key(p access.Parameters) (*access.Key, error) {
 	if key, ok := k.keys[p]; ok {
 		return key, nil
 	}
-	key, err := access.DeriveKey(k.passphrase, p)
+	key, err := k.derive(k.passphrase, p)
 	if err != nil {
 		return nil, err
 	}
@@ -156,7 +167,7 @@ func (o *Office) derived(g Grantee) (recipient, error) {
 	if err := access.CheckPassphrase(g.Passphrase, o.minPassphrase()); err != nil {
 		return recipient{}, fmt.Errorf("%w: user %q: %w", ErrRequest, g.User, err)
 	}
-	key, err := access.DeriveKey(g.Passphrase, o.parameters())
+	key, err := o.deriver()(g.Passphrase, o.parameters())
 	if err != nil {
 		return recipient{}, fmt.Errorf("admin: user %q: %w", g.User, err)
 	}

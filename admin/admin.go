@@ -69,6 +69,8 @@ type Office struct {
 	Parameters func() access.Parameters
 	// Now tells the time; nil: time.Now.
 	Now func() time.Time
+
+	derive deriver // nil: access.DeriveKey
 }
 
 // Actor is the user who acts, with the passphrase of the grant that the act needs.

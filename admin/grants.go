@@ -52,7 +52,7 @@ func (o *Office) AddGrant(ctx context.Context, actor Actor, spec GrantSpec, gran
 	if err := spec.check(o.now()); err != nil {
 		return users.Grant{}, err
 	}
-	ring := newKeyring(actor.Passphrase)
+	ring := o.keyring(actor.Passphrase)
 	to, err := o.recipient(grantee, actor.User)
 	if err != nil {
 		return users.Grant{}, err
@@ -239,7 +239,7 @@ func (o *Office) ChangePassphrase(ctx context.Context, actor Actor, target Targe
 	if to.own || to.name != actor.User {
 		return users.Grant{}, fmt.Errorf("%w: a new passphrase or enrolment of user %q is needed", ErrRequest, actor.User)
 	}
-	ring := newKeyring(actor.Passphrase)
+	ring := o.keyring(actor.Passphrase)
 	var changed users.Grant
 	err = o.retrying(ctx, func(s *users.Snapshot) error {
 		changed, err = o.reseal(ctx, s, actor, target, to.key, ring)

@@ -119,7 +119,7 @@ func (o *Office) withToken(ctx context.Context, actor Actor, spec KeySpec, act f
 	if _, err := enabledUser(s, to.name); err != nil {
 		return err
 	}
-	ring := newKeyring(actor.Passphrase)
+	ring := o.keyring(actor.Passphrase)
 	p, err := o.tokenManager(s, actor, spec.Token, ring)
 	if err != nil {
 		return err
@@ -319,7 +319,7 @@ func (o *Office) DestroyKey(ctx context.Context, actor Actor, name string) error
 }
 
 func (o *Office) keyOrTokenManager(s *users.Snapshot, actor Actor, key *users.Key) (*proof, error) {
-	ring := newKeyring(actor.Passphrase)
+	ring := o.keyring(actor.Passphrase)
 	p, err := o.keyManager(s, actor, key.Name, ring)
 	if err == nil {
 		return p, nil

@@ -85,7 +85,7 @@ func changePINAndDie(database, moment, pin string) error {
 	if err != nil {
 		return err
 	}
-	office := &Office{Store: dying{store, moment}, Parameters: cheap, Open: openDriver}
+	office := &Office{Store: dying{store, moment}, Parameters: cheap, derive: deriveOnce, Open: openDriver}
 	err = office.ChangePIN(ctx, Actor{"alice", []byte(alicePass)}, "hsm", []byte(pin))
 	return errors.Join(errors.New("the PIN change ended"), err)
 }
@@ -131,7 +131,7 @@ func killAtEachMoment(t *testing.T, spec TokenSpec) {
 		t.Fatal(err)
 	}
 	defer store.Close()
-	office := &Office{Store: store, Parameters: cheap, Open: openDriver}
+	office := &Office{Store: store, Parameters: cheap, derive: deriveOnce, Open: openDriver}
 	alice, bob := Actor{"alice", []byte(alicePass)}, Actor{"bob", []byte(bobPass)}
 	furnish(t, office, spec, alice)
 
@@ -173,7 +173,7 @@ func pinInGrants(t *testing.T, office *Office, alice Actor) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := office.tokenManager(s, alice, "hsm", newKeyring(alice.Passphrase))
+	p, err := office.tokenManager(s, alice, "hsm", office.keyring(alice.Passphrase))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -255,7 +255,7 @@ func actOnRealToken(t *testing.T, spec TokenSpec, counts bool) {
 		t.Fatal(err)
 	}
 	defer store.Close()
-	office := &Office{Store: store, Parameters: cheap, Open: openDriver}
+	office := &Office{Store: store, Parameters: cheap, derive: deriveOnce, Open: openDriver}
 	alice, bob := Actor{"alice", []byte(alicePass)}, Actor{"bob", []byte(bobPass)}
 	furnish(t, office, spec, alice)
 

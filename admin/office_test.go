@@ -23,10 +23,23 @@ const (
 	alicePass, bobPass, carolPass = "alice's passphrase", "bob's passphrase", "carol's passphrase"
 )
 
+// cheap costs as little as is accepted, and has the same salt each time, so that deriveOnce pays.
 func cheap() access.Parameters {
-	p := access.NewParameters()
-	p.Time, p.MemoryKiB, p.Threads = access.MinTime, access.MinMemoryKiB, 1
-	return p
+	return access.Parameters{Time: access.MinTime, MemoryKiB: access.MinMemoryKiB, Threads: 1}
+}
+
+var derived sync.Map // passphrase to access key
+
+// deriveOnce derives each passphrase's key once: Argon2id takes most of these tests' time.
+func deriveOnce(passphrase []byte, p access.Parameters) (*access.Key, error) {
+	if key, ok := derived.Load(string(passphrase)); ok && p == cheap() {
+		return key.(*access.Key), nil
+	}
+	key, err := access.DeriveKey(passphrase, p)
+	if err == nil && p == cheap() {
+		derived.Store(string(passphrase), key)
+	}
+	return key, err
 }
 
 // scene is an office with a device "hsm", whose token manager alice has made the key
@@ -77,7 +90,7 @@ var scenery = sync.OnceValues(func() (*scene, error) {
 // office puts an office over a store, in front of the scene's device.
 func (s *scene) office(store users.Store) {
 	s.alice, s.bob = Actor{"alice", []byte(alicePass)}, Actor{"bob", []byte(bobPass)}
-	s.Office = &Office{Store: store, Parameters: cheap, Open: func(context.Context, users.Token) (token.Token, error) { return s.device.handle() }}
+	s.Office = &Office{Store: store, Parameters: cheap, derive: deriveOnce, Open: func(context.Context, users.Token) (token.Token, error) { return s.device.handle() }}
 }
 
 // newScene sets a fresh scene. Tests with a scene run side by side.
@@ -113,7 +126,7 @@ func typed(user, passphrase string) Grantee {
 
 func enrolled(t *testing.T, user, passphrase string) Grantee {
 	t.Helper()
-	key, err := access.DeriveKey([]byte(passphrase), cheap())
+	key, err := deriveOnce([]byte(passphrase), cheap())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -209,7 +222,7 @@ func TestNoPINStandsInTheDatabase(t *testing.T) {
 	if _, err := store.AddUser(t.Context(), "alice"); err != nil {
 		t.Fatal(err)
 	}
-	office := &Office{Store: store, Parameters: cheap, Open: func(context.Context, users.Token) (token.Token, error) {
+	office := &Office{Store: store, Parameters: cheap, derive: deriveOnce, Open: func(context.Context, users.Token) (token.Token, error) {
 		return newDevice("1", pin).handle()
 	}}
 	if _, err := office.AddToken(t.Context(), TokenSpec{Name: "hsm", Driver: "fake"}, []byte(pin), typed("alice", alicePass)); err != nil {
@@ -322,7 +335,7 @@ func TestMovedRowsDoNotOpen(t *testing.T) {
 	carol, _ := snapshot.User("carol")
 	other, _ := snapshot.Key("other")
 	original, _ := snapshot.KeyGrant(bob.ID, s.key.ID)
-	ring := newKeyring([]byte(bobPass))
+	ring := s.keyring([]byte(bobPass))
 	for name, change := range map[string]func(*users.Grant){
 		"as it is":         func(*users.Grant) {},
 		"to a user":        func(g *users.Grant) { g.UserID = carol.ID },

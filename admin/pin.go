@@ -29,7 +29,7 @@ func (o *Office) ChangePIN(ctx context.Context, actor Actor, name string, pin []
 	if err := checkPIN(pin); err != nil {
 		return err
 	}
-	ring := newKeyring(actor.Passphrase)
+	ring := o.keyring(actor.Passphrase)
 	if _, err := o.settle(ctx, actor, name, ring); err != nil {
 		return err
 	}
@@ -139,7 +139,7 @@ func (o *Office) recheck(ctx context.Context, open token.Token, c change) error 
 // and then the staged one, and gives it the staged one if it has not got it yet. The
 // actor is one of the token's managers. Without a change in flight it does nothing.
 func (o *Office) SettlePIN(ctx context.Context, actor Actor, name string) (Settlement, error) {
-	return o.settle(ctx, actor, name, newKeyring(actor.Passphrase))
+	return o.settle(ctx, actor, name, o.keyring(actor.Passphrase))
 }
 
 func (o *Office) settle(ctx context.Context, actor Actor, name string, ring *keyring) (Settlement, error) {

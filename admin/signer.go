@@ -69,7 +69,7 @@ func (o *Office) keyUser(s *users.Snapshot, actor Actor, key *users.Key) (*proof
 	if !ok {
 		return nil, fmt.Errorf("%w: user %q holds no grant on key %q", ErrNotManager, actor.User, key.Name)
 	}
-	return o.prove(s, user, grant, newKeyring(actor.Passphrase))
+	return o.prove(s, user, grant, o.keyring(actor.Passphrase))
 }
 
 // registered finds a key on its token and refuses another one in its place.
