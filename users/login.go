@@ -67,11 +67,11 @@ func Login(ctx context.Context, ledger Ledger, record Token, open token.Token, p
 	if info.LoggedIn {
 		return nil
 	}
-	err = try(ctx, ledger, record, open, pins.Current, false)
-	if pins.Staged == nil || !errors.Is(err, token.ErrPINIncorrect) && !errors.Is(err, ErrPINRejected) {
+	rejected, err := try(ctx, ledger, record, open, pins.Current, false)
+	if pins.Staged == nil || !rejected {
 		return err
 	}
-	if err := try(ctx, ledger, record, open, pins.Staged, true); err != nil {
+	if _, err := try(ctx, ledger, record, open, pins.Staged, true); err != nil {
 		return err
 	}
 	err = ledger.CommitPIN(ctx, record.ID, record.PINVersion)
@@ -81,26 +81,27 @@ func Login(ctx context.Context, ledger Ledger, record Token, open token.Token, p
 	return err
 }
 
-// try sends one PIN, unless it or the token's retry counter forbids it.
-func try(ctx context.Context, ledger Ledger, record Token, open token.Token, pin []byte, staged bool) error {
+// try sends one PIN, unless it or the token's retry counter forbids it. Rejected says that the PIN is wrong and that
+// the ledger knows.
+func try(ctx context.Context, ledger Ledger, record Token, open token.Token, pin []byte, staged bool) (rejected bool, err error) {
 	if staged && record.StagedRejected || !staged && record.PINRejected {
-		return fmt.Errorf("%w: token %q: an operator who knows its PIN repairs the grants with \"token repair-pin\", or lets the same PIN be tried again with \"token reload\"", ErrPINRejected, record.Name)
+		return true, fmt.Errorf("%w: token %q: an operator who knows its PIN repairs the grants with \"token repair-pin\", or lets the same PIN be tried again with \"token reload\"", ErrPINRejected, record.Name)
 	}
 	if err := MayTry(ctx, record.Name, open); err != nil {
-		return err
+		return false, err
 	}
-	err := open.Login(ctx, pin)
+	err = open.Login(ctx, pin)
 	if err == nil {
-		return nil
+		return false, nil
 	}
 	err = fmt.Errorf("users: token %q: %w", record.Name, err)
 	if !errors.Is(err, token.ErrPINIncorrect) {
-		return err
+		return false, err
 	}
 	if ledgerErr := ledger.RejectPIN(ctx, record.ID, record.PINVersion, staged); ledgerErr != nil && !errors.Is(ledgerErr, ErrStale) {
-		return errors.Join(err, ledgerErr)
+		return false, errors.Join(err, ledgerErr)
 	}
-	return err
+	return true, err
 }
 
 // MayTry tells why no PIN may be sent to a token now: ErrFinalTry, token.ErrPINLocked, or

@@ -1,0 +1,108 @@
+package users_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"testing"
+
+	"chancery/token"
+	"chancery/users"
+)
+
+// card is a token that only logs in.
+type card struct {
+	token.Token
+	info token.Info
+	pin  string
+	sent []string
+	err  error // of the login, instead of an answer
+}
+
+func (c *card) Info(context.Context) (token.Info, error) { return c.info, nil }
+
+func (c *card) Login(_ context.Context, pin []byte) error {
+	c.sent = append(c.sent, string(pin))
+	switch {
+	case c.err != nil:
+		return c.err
+	case string(pin) != c.pin:
+		c.info.PIN.CountLow = true
+		return fmt.Errorf("card: %w", token.ErrPINIncorrect)
+	}
+	c.info.LoggedIn = true
+	return nil
+}
+
+// ledger remembers what it is told.
+type ledger struct {
+	told []string
+	err  error
+}
+
+func (l *ledger) CommitPIN(_ context.Context, tokenID, version int64) error {
+	l.told = append(l.told, fmt.Sprintf("commit %d %d", tokenID, version))
+	return l.err
+}
+
+func (l *ledger) RejectPIN(_ context.Context, tokenID, version int64, staged bool) error {
+	l.told = append(l.told, fmt.Sprintf("reject %d %d staged=%v", tokenID, version, staged))
+	return l.err
+}
+
+func TestLogin(t *testing.T) {
+	disk := errors.New("the disk fails")
+	both := users.PINs{Current: []byte("old"), Staged: []byte("new")}
+	old := users.PINs{Current: []byte("old")}
+	for name, test := range map[string]struct {
+		card   card
+		record users.Token
+		pins   users.PINs
+		ledger error
+		sent   []string
+		told   []string
+		want   error
+	}{
+		"the current PIN": {card: card{pin: "old"}, pins: old, sent: []string{"old"}},
+		"the current PIN during a change, which says nothing of the change": {card: card{pin: "old"}, pins: both, sent: []string{"old"}},
+		"the staged PIN": {card: card{pin: "new"}, pins: both, sent: []string{"old", "new"},
+			told: []string{"reject 1 5 staged=false", "commit 1 5"}},
+		"the staged PIN, when the current one is known to be wrong": {card: card{pin: "new"}, record: users.Token{PINRejected: true},
+			pins: both, sent: []string{"new"}, told: []string{"commit 1 5"}},
+		"settled by another process": {card: card{pin: "new"}, pins: both, ledger: users.ErrStale, sent: []string{"old", "new"},
+			told: []string{"reject 1 5 staged=false", "commit 1 5"}},
+		"neither": {card: card{pin: "other"}, pins: both, sent: []string{"old", "new"},
+			told: []string{"reject 1 5 staged=false", "reject 1 5 staged=true"}, want: token.ErrPINIncorrect},
+		"wrong":             {card: card{pin: "other"}, pins: old, sent: []string{"old"}, told: []string{"reject 1 5 staged=false"}, want: token.ErrPINIncorrect},
+		"known to be wrong": {card: card{pin: "other"}, record: users.Token{PINRejected: true}, pins: old, want: users.ErrPINRejected},
+		"both known to be wrong": {card: card{pin: "other"}, record: users.Token{PINRejected: true, StagedRejected: true},
+			pins: both, want: users.ErrPINRejected},
+		"what cannot be remembered is not followed by another try": {card: card{pin: "new"}, pins: both, ledger: disk, sent: []string{"old"},
+			told: []string{"reject 1 5 staged=false"}, want: disk},
+		"logged in already":    {card: card{pin: "other", info: token.Info{LoggedIn: true}}, pins: both},
+		"locked":               {card: card{info: token.Info{PIN: token.PINState{Locked: true}}}, pins: old, want: token.ErrPINLocked},
+		"final try":            {card: card{info: token.Info{PIN: token.PINState{FinalTry: true}}}, pins: old, want: users.ErrFinalTry},
+		"one wrong try before": {card: card{pin: "old", info: token.Info{PIN: token.PINState{CountLow: true}}}, pins: old, sent: []string{"old"}},
+		"absent":               {card: card{err: token.ErrTokenAbsent}, pins: both, sent: []string{"old"}, want: token.ErrTokenAbsent},
+		"another token":        {card: card{info: token.Info{Serial: "T"}}, pins: old, want: token.ErrTokenAbsent},
+	} {
+		t.Run(name, func(t *testing.T) {
+			test.record.ID, test.record.Name, test.record.Serial, test.record.PINVersion = 1, "hsm", "S", 5
+			if test.card.info.Serial == "" {
+				test.card.info.Serial = "S"
+			}
+			book := &ledger{err: test.ledger}
+			err := users.Login(t.Context(), book, test.record, &test.card, test.pins)
+			if !errors.Is(err, test.want) || (err == nil) != (test.want == nil) {
+				t.Errorf("error %v, want %v", err, test.want)
+			}
+			if !slices.Equal(test.card.sent, test.sent) {
+				t.Errorf("sent %q, want %q", test.card.sent, test.sent)
+			}
+			if !slices.Equal(book.told, test.told) {
+				t.Errorf("told the ledger %q, want %q", book.told, test.told)
+			}
+		})
+	}
+}
