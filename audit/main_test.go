@@ -36,6 +36,21 @@ func open(t testing.TB, cfg Config) *Log {
 
 func directory(t testing.TB) string { return filepath.Join(t.TempDir(), "audit") }
 
+// memoryDirectory is for tests that need hundreds of directories and no real disk.
+func memoryDirectory(t testing.TB) string {
+	t.Helper()
+	const memory = "/dev/shm"
+	if _, err := os.Stat(memory); err != nil {
+		return t.TempDir()
+	}
+	dir, err := os.MkdirTemp(memory, "audit-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
 func sign(user string) Record {
 	return Record{
 		Kind: KindSign, User: user, Key: "release", Handle: "0a1b", Scheme: "pss", DigestAlgorithm: "Sha256",

@@ -90,14 +90,22 @@ func (v *verification) segment(segment extent) error {
 	}
 	defer file.Close()
 	v.checker.enter(segment)
-	lines := newLineReader(io.NewSectionReader(file, 0, segment.size), 0)
+	if err := v.lines(io.NewSectionReader(file, 0, segment.size)); err != nil {
+		return fmt.Errorf("audit: segment %s: %w", segment.name, err)
+	}
+	return nil
+}
+
+// lines checks what a segment holds.
+func (v *verification) lines(r io.Reader) error {
+	lines := newLineReader(r, 0)
 	for v.ctx.Err() == nil {
 		line, err := lines.next()
 		if err == io.EOF {
 			return nil
 		}
 		if err != nil && err != errLong && err != errTorn {
-			return fmt.Errorf("audit: segment %s: %w", segment.name, err)
+			return err
 		}
 		v.report.Lines++
 		v.add(v.checker.check(line, err))
