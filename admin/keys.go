@@ -25,14 +25,6 @@ type KeySpec struct {
 	Manager Grantee
 }
 
-// AdoptSpec names a key that is on the token already: by its identifier (CKA_ID) or,
-// where that is empty, by its label.
-type AdoptSpec struct {
-	KeySpec
-	ID    []byte
-	Label string
-}
-
 const keyIDSize = 16 // bytes, at random: no two keys on a token ever share one
 
 // CreateKey makes a key inside a token. The actor is one of the token's managers. When the key
@@ -59,42 +51,6 @@ func (o *Office) ImportKey(ctx context.Context, actor Actor, spec KeySpec, priva
 	return o.newKey(ctx, actor, spec, users.OriginImported, func(ctx context.Context, open token.Token, id []byte) (token.Key, error) {
 		return open.Import(ctx, token.KeySpec{ID: id, Label: spec.Name, Algorithm: algorithm}, private)
 	})
-}
-
-// AdoptKey registers a key that is on a token already, after it has signed a test message. The actor is one of the
-// token's managers. Errors: token.ErrNoKey; token.ErrUnsupported; users.ErrExists when it is registered already.
-func (o *Office) AdoptKey(ctx context.Context, actor Actor, spec AdoptSpec) (users.Key, error) {
-	var adopted users.Key
-	err := o.withToken(ctx, actor, spec.KeySpec, func(open token.Token, register registrar) error {
-		id, err := findKey(ctx, open, spec)
-		if err != nil {
-			return err
-		}
-		if err := o.unregistered(ctx, spec.Token, id); err != nil {
-			return err
-		}
-		key, err := open.Key(ctx, id)
-		if err != nil {
-			return fmt.Errorf("admin: key %x on token %q: %w", id, spec.Token, err)
-		}
-		if err := proveKey(ctx, key); err != nil {
-			return fmt.Errorf("admin: key %x on token %q: %w", id, spec.Token, err)
-		}
-		adopted, err = register(ctx, key, users.OriginAdopted)
-		return err
-	})
-	return adopted, err
-}
-
-func (o *Office) unregistered(ctx context.Context, tokenName string, id []byte) error {
-	s, err := o.Store.Snapshot(ctx)
-	if err != nil {
-		return err
-	}
-	if key, found := keyOnToken(s, tokenName, id); found {
-		return fmt.Errorf("admin: key %x on token %q: %w: it is registered as %q", id, tokenName, users.ErrExists, key.Name)
-	}
-	return nil
 }
 
 // registrar puts a key of the open token into the store with its first manager.
@@ -169,7 +125,7 @@ func (o *Office) takeBack(ctx context.Context, open token.Token, spec KeySpec, i
 		return *key, nil
 	}
 	if err := open.Destroy(ctx, id); err != nil && !errors.Is(err, token.ErrNoKey) {
-		return users.Key{}, left(spec, id, errors.Join(cause, err))
+		return users.Key{}, left(spec, id, fmt.Errorf("%w, nor could it be destroyed: %w", cause, err))
 	}
 	return users.Key{}, fmt.Errorf("admin: key %q could not be registered, so it was destroyed again: %w", spec.Name, cause)
 }
@@ -256,86 +212,4 @@ func describe(r registration) (users.Key, error) {
 func Handle(public []byte) string {
 	sum := sha256.Sum256(public)
 	return strings.ToUpper(hex.EncodeToString(sum[:]))
-}
-
-// findKey returns the identifier of the one key that spec means.
-func findKey(ctx context.Context, open token.Token, spec AdoptSpec) ([]byte, error) {
-	if len(spec.ID) > 0 {
-		return spec.ID, nil
-	}
-	if spec.Label == "" {
-		return nil, fmt.Errorf("%w: name the key on the token by identifier or label", ErrRequest)
-	}
-	keys, err := open.Keys(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("admin: token %q: %w", spec.Token, err)
-	}
-	var ids [][]byte
-	for _, key := range keys {
-		if key.Label == spec.Label {
-			ids = append(ids, key.ID)
-		}
-	}
-	switch len(ids) {
-	case 0:
-		return nil, fmt.Errorf("admin: token %q: label %q: %w", spec.Token, spec.Label, token.ErrNoKey)
-	case 1:
-		return ids[0], nil
-	}
-	return nil, fmt.Errorf("%w: token %q has %d keys with the label %q: choose one by its identifier: %x", ErrRequest, spec.Token, len(ids), spec.Label, ids)
-}
-
-// DestroyKey removes a key from its token for good and forgets it. The actor manages the key or its token. A
-// key that is no longer on the token is forgotten all the same. To forget a key and leave the
-// token alone, use users.Store.DeleteKey.
-func (o *Office) DestroyKey(ctx context.Context, actor Actor, name string) error {
-	s, err := o.Store.Snapshot(ctx)
-	if err != nil {
-		return err
-	}
-	key, err := namedKey(s, name)
-	if err != nil {
-		return err
-	}
-	p, err := o.keyOrTokenManager(s, actor, key)
-	if err != nil {
-		return err
-	}
-	defer p.clear()
-	open, err := o.openFor(ctx, p)
-	if err != nil {
-		return err
-	}
-	defer open.Close()
-	ctx, cancel := o.finishing(ctx)
-	defer cancel()
-	if err := open.Destroy(ctx, key.TokenKeyID); err != nil && !errors.Is(err, token.ErrNoKey) {
-		return fmt.Errorf("admin: key %q: %w", name, err)
-	}
-	if err := o.Store.DeleteKey(ctx, name); err != nil {
-		return fmt.Errorf("admin: key %q is destroyed but still listed; delete it once more without destroying: %w", name, err)
-	}
-	return nil
-}
-
-func (o *Office) keyOrTokenManager(s *users.Snapshot, actor Actor, key *users.Key) (*proof, error) {
-	ring := o.keyring(actor.Passphrase)
-	p, err := o.keyManager(s, actor, key.Name, ring)
-	if err == nil {
-		return p, nil
-	}
-	record, ok := s.TokenByID(key.TokenID)
-	if !ok || !holdsTokenGrant(s, actor.User, record.ID) {
-		return nil, err
-	}
-	return o.tokenManager(s, actor, record.Name, ring)
-}
-
-func holdsTokenGrant(s *users.Snapshot, name string, tokenID int64) bool {
-	user, ok := s.User(name)
-	if !ok {
-		return false
-	}
-	_, ok = s.TokenGrant(user.ID, tokenID)
-	return ok
 }

@@ -55,7 +55,8 @@ type Ledger interface {
 //
 // Record is the token as it stood in the snapshot that the grant came from. Callers
 // let no two logins of one open token run at once. Errors: token.ErrPINIncorrect, ErrPINRejected,
-// ErrFinalTry, token.ErrPINLocked, token.ErrTokenAbsent, and the ledger's.
+// ErrFinalTry, token.ErrPINLocked, token.ErrTokenAbsent, and the ledger's; with
+// ErrStale, somebody else changed the PIN since the snapshot, and a fresh one helps.
 func Login(ctx context.Context, ledger Ledger, record Token, open token.Token, pins PINs) error {
 	info, err := open.Info(ctx)
 	if err != nil {
@@ -98,8 +99,12 @@ func try(ctx context.Context, ledger Ledger, record Token, open token.Token, pin
 	if !errors.Is(err, token.ErrPINIncorrect) {
 		return false, err
 	}
-	if ledgerErr := ledger.RejectPIN(ctx, record.ID, record.PINVersion, staged); ledgerErr != nil && !errors.Is(ledgerErr, ErrStale) {
-		return false, errors.Join(err, ledgerErr)
+	ledgerErr := ledger.RejectPIN(ctx, record.ID, record.PINVersion, staged)
+	switch {
+	case errors.Is(ledgerErr, ErrStale):
+		return true, fmt.Errorf("%w: %w", err, ErrStale) // the PIN changed since it was read: a fresh snapshot has the right one
+	case ledgerErr != nil:
+		return false, fmt.Errorf("%w, and that could not be recorded: %w", err, ledgerErr)
 	}
 	return true, err
 }

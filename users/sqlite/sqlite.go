@@ -76,6 +76,7 @@ func dataSource(path string) string {
 		"_defensive":    {"1"},
 		"_dqs":          {"0"},
 		"_error_rc":     {"1"},
+		"_pragma":       {"secure_delete(1)"}, // a revoked wrap is overwritten, not only unlinked
 	}
 	return (&url.URL{Scheme: "file", Path: path, RawQuery: parameters.Encode()}).String()
 }
