@@ -127,10 +127,19 @@ func TestErrorsAreToldInOneLineWithHint(t *testing.T) {
 
 func TestRunGivesUsageErrorsTheirExitCode(t *testing.T) {
 	root := &cobra.Command{Use: "chancery", Args: Args(cobra.NoArgs), RunE: func(*cobra.Command, []string) error { return nil }}
-	for want, args := range map[ExitCode][]string{ExitDone: {}, ExitUsage: {"--no-such-flag"}} {
-		root.SetArgs(args)
-		if got := Run(root, func(error) *Error { return nil }); got != want {
-			t.Errorf("%v: exit %d", args, got)
+	root.AddCommand(ConfigCommand(nil, nil))
+	for _, test := range []struct {
+		args []string
+		want ExitCode
+	}{
+		{nil, ExitDone},
+		{[]string{"--no-such-flag"}, ExitUsage},
+		{[]string{"no-such-command"}, ExitUsage},
+		{[]string{"config", "no-such-command"}, ExitUsage},
+	} {
+		root.SetArgs(test.args)
+		if got := Run(root, func(error) *Error { return nil }); got != test.want {
+			t.Errorf("%v: exit %d", test.args, got)
 		}
 	}
 }

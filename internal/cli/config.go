@@ -97,7 +97,10 @@ func configError(file string, err error) *Error {
 // ConfigCommand returns `config show` and `config check`. load reads the
 // configuration and returns it with the file it came from; check looks at what it names (files, addresses).
 func ConfigCommand(load func() (config any, file string, err error), check func() error) *cobra.Command {
-	parent := &cobra.Command{Use: "config", Short: "Show or check the configuration"}
+	parent := &cobra.Command{
+		Use: "config", Short: "Show or check the configuration", Args: Args(cobra.NoArgs),
+		RunE: func(command *cobra.Command, _ []string) error { return command.Help() },
+	}
 	parent.AddCommand(&cobra.Command{
 		Use: "show", Short: "Print the configuration in force, as TOML",
 		Args: Args(cobra.NoArgs),
