@@ -86,14 +86,44 @@ func classify(err error) *cli.Error {
 			return &cli.Error{Exit: k.exit, Code: k.code, Message: forPeople(err), Hint: k.hint, Cause: err}
 		}
 	}
+	if k, ok := databaseKind(err); ok {
+		return &cli.Error{Exit: k.exit, Code: k.code, Message: forPeople(err), Hint: k.hint, Cause: err}
+	}
 	return &cli.Error{Exit: cli.ExitFailed, Code: "failed", Message: forPeople(err), Cause: err}
+}
+
+// databaseKinds is by SQLite's primary result codes (sqlite.org/rescode.html).
+var databaseKinds = map[int]kind{
+	5:  {exit: cli.ExitUnreachable, code: "database_busy", hint: "another process is changing the database; try again"},
+	6:  {exit: cli.ExitUnreachable, code: "database_busy", hint: "another process is changing the database; try again"},
+	8:  {exit: cli.ExitFailed, code: "state_unwritable"},
+	10: {exit: cli.ExitFailed, code: "disk_failed"},
+	11: {exit: cli.ExitFailed, code: "database_damaged"},
+	13: {exit: cli.ExitFailed, code: "disk_full", hint: "make room; nothing half-done is left in the database"},
+	14: {exit: cli.ExitFailed, code: "state_unusable"},
+	26: {exit: cli.ExitFailed, code: "database_damaged"},
+}
+
+// databaseKind sorts what SQLite itself has failed with.
+func databaseKind(err error) (kind, bool) {
+	var coded interface {
+		error
+		Code() int
+	}
+	if !errors.As(err, &coded) {
+		return kind{}, false
+	}
+	k, ok := databaseKinds[coded.Code()&0xff]
+	return k, ok
 }
 
 var packageNames = []string{"access", "admin", "certfile", "openpgp", "pki", "pkcs11", "signer", "soft", "token", "tunnel", "users", "users/sqlite", "x509cert"}
 
 // forPeople leaves out which package said what; the log keeps it.
-func forPeople(err error) string {
-	text := strings.Join(strings.Fields(err.Error()), " ")
+func forPeople(err error) string { return plain(err.Error()) }
+
+func plain(text string) string {
+	text = strings.Join(strings.Fields(text), " ")
 	parts := slices.DeleteFunc(strings.Split(text, ": "), func(part string) bool { return slices.Contains(packageNames, part) })
 	return strings.Join(parts, ": ")
 }

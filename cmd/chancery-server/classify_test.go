@@ -23,6 +23,8 @@ func TestClassify(t *testing.T) {
 		{fmt.Errorf("soft: login on token %q: %w", "t", token.ErrPINLocked), cli.ExitToken, "pin_locked", `login on token "t": PIN locked`},
 		{fmt.Errorf("x: %w", token.ErrBusy), cli.ExitUnreachable, "token_busy", "x: busy"},
 		{errors.Join(token.ErrPINIncorrect, users.ErrStale), cli.ExitUnreachable, "changed_meanwhile", "PIN incorrect users: changed meanwhile"},
+		{fmt.Errorf("users/sqlite: x: %w", result(13)), cli.ExitFailed, "disk_full", "x: result 13"},
+		{fmt.Errorf("users/sqlite: x: %w", result(5|2<<8)), cli.ExitUnreachable, "database_busy", "x: result 517"},
 		{errors.New("boom\n  and more"), cli.ExitFailed, "failed", "boom and more"},
 	} {
 		got := classify(test.err)
@@ -34,6 +36,13 @@ func TestClassify(t *testing.T) {
 		}
 	}
 }
+
+// result fails as SQLite does.
+type result int
+
+func (r result) Error() string { return fmt.Sprintf("result %d", int(r)) }
+
+func (r result) Code() int { return int(r) }
 
 func TestCodesAreUniquePerMeaning(t *testing.T) {
 	exits := make(map[string]cli.ExitCode)

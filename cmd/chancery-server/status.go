@@ -130,7 +130,7 @@ func (s *liveStatus) fields() []field {
 	for _, t := range s.Signer.Tokens {
 		text := fmt.Sprintf("%s is %s since %s", t.Name, t.State, moment(t.Since))
 		if t.Error != "" {
-			text += ": " + t.Error
+			text += ": " + plain(t.Error)
 		}
 		if len(t.Refused) > 0 {
 			text += "; refused, since the token has another public half: " + strings.Join(t.Refused, ", ")

@@ -65,10 +65,10 @@ func openStore(ctx context.Context, c *config) (users.Store, error) {
 		}
 	}
 	store, err := sqlite.Open(ctx, c.database())
-	switch {
+	switch _, known := databaseKind(err); {
 	case err == nil:
 		return store, nil
-	case errors.Is(err, sqlite.ErrPermissions), errors.Is(err, sqlite.ErrSchema), errors.Is(err, syscall.ENOSPC):
+	case known, errors.Is(err, sqlite.ErrPermissions), errors.Is(err, sqlite.ErrSchema), errors.Is(err, syscall.ENOSPC):
 		return nil, err
 	}
 	return nil, &cli.Error{
