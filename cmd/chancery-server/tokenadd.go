@@ -32,8 +32,9 @@ func (a *app) tokenAddCommand() *cobra.Command {
 		Long: `Register a token and its first manager, who may make keys on it and change its PIN.
 
 The PIN is asked for once, checked by one login, and stored only wrapped to the
-manager's access key: whoever loses all managers' passphrases has to enter the PIN
-again with 'token repair-pin'. 'token probe' lists what a module offers.`,
+manager's access key. Keep it in a safe as well: when no manager knows their passphrase
+any more, only who has the PIN can add the token and adopt its keys anew.
+'token probe' lists what a module offers.`,
 		Args: cli.Args(cobra.ExactArgs(1)), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(command *cobra.Command, args []string) error {
 			return a.withOffice(command, func(ctx context.Context, office *admin.Office) error {
