@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"chancery/e2e/lab"
 	"chancery/internal/testtool"
 	"chancery/softhsm"
 )
@@ -68,7 +69,7 @@ func paste(t *testing.T, home, script string) string {
 	shell.Env = append(os.Environ(), "HOME="+home)
 	shell.Stdin = strings.NewReader(script)
 	shell.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	output := &logBuffer{}
+	output := &lab.Log{}
 	shell.Stdout, shell.Stderr = output, output
 	shell.WaitDelay = 5 * time.Second
 	if err := shell.Start(); err != nil {
@@ -76,7 +77,7 @@ func paste(t *testing.T, home, script string) string {
 	}
 	// What the tour started and did not end, because a step failed, shares the shell's session.
 	t.Cleanup(func() { exec.Command("pkill", "-s", strconv.Itoa(shell.Process.Pid)).Run() })
-	timer := time.AfterFunc(4*patience, func() { shell.Process.Signal(syscall.SIGHUP) })
+	timer := time.AfterFunc(4*lab.Patience, func() { shell.Process.Signal(syscall.SIGHUP) })
 	defer timer.Stop()
 	if err := shell.Wait(); err != nil {
 		for _, name := range []string{"bridge.log", "server.log"} {
@@ -104,9 +105,9 @@ func TestTheDemonstrationWorks(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			before, _ := filepath.Glob(filepath.Join(os.TempDir(), "chancery-demo.*"))
-			r := run(t, t.TempDir(), []string{"CHANCERY_DEMO_BIN=" + binaries}, absolute(t, "../scripts/demo"), arguments...)
-			if r.exit != 0 || !strings.Contains(r.stdout, "Verified OK") || !strings.Contains(r.stdout, "Good signature") {
-				t.Fatalf("exit %d:\n%s%s", r.exit, r.stdout, r.stderr)
+			r := lab.Run(t, lab.Call{Dir: t.TempDir(), Environment: []string{"CHANCERY_DEMO_BIN=" + binaries}, Program: absolute(t, "../scripts/demo"), Args: arguments})
+			if r.Exit != 0 || !strings.Contains(r.Stdout, "Verified OK") || !strings.Contains(r.Stdout, "Good signature") {
+				t.Fatalf("exit %d:\n%s%s", r.Exit, r.Stdout, r.Stderr)
 			}
 			after, _ := filepath.Glob(filepath.Join(os.TempDir(), "chancery-demo.*"))
 			if len(after) > len(before) {

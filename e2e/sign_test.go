@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"chancery/e2e/lab"
 	"chancery/internal/testtool"
 )
 
@@ -35,13 +36,13 @@ var signCases = []struct {
 func TestEveryAlgorithmSignsAndOthersVerify(t *testing.T) {
 	openssl, gpg := testtool.Need(t, "openssl"), testtool.Need(t, "gpg")
 	for _, d := range drivers() {
-		t.Run(d.name, func(t *testing.T) {
+		t.Run(d.Name, func(t *testing.T) {
 			l := newLab(t, d)
 			for _, algorithm := range []string{"rsa2048", "rsa3072", "rsa4096", "p256", "p384", "p521", "ed25519"} {
-				l.createKey(algorithm, algorithm, "--openpgp", "Lab "+algorithm+" <"+algorithm+"@lab.example>")
+				l.CreateKey(algorithm, algorithm, "--openpgp", "Lab "+algorithm+" <"+algorithm+"@lab.example>")
 			}
-			l.serve()
-			l.write("document", strings.Repeat("To whom it may concern.\n- dashed\ntrailing  \n", 1000)+"no line end")
+			l.Serve()
+			l.Write("document", strings.Repeat("To whom it may concern.\n- dashed\ntrailing  \n", 1000)+"no line end")
 			for _, c := range signCases {
 				t.Run(c.algorithm+strings.Join(c.flags, ""), func(t *testing.T) { l.signRaw(t, openssl, c.algorithm, c.flags, c.openssl) })
 			}
@@ -54,30 +55,30 @@ func TestEveryAlgorithmSignsAndOthersVerify(t *testing.T) {
 	}
 }
 
-func (l *lab) signRaw(t *testing.T, openssl, key string, flags, verify []string) {
-	l.alice(append([]string{"sign", "raw", key, "document", "--force", "--quiet", "-o", "document.sig"}, flags...)...)
-	l.alice("key", "export", key, "--force", "-o", "key.pem")
+func (l *scene) signRaw(t *testing.T, openssl, key string, flags, verify []string) {
+	l.Alice(append([]string{"sign", "raw", key, "document", "--force", "--quiet", "-o", "document.sig"}, flags...)...)
+	l.Alice("key", "export", key, "--force", "-o", "key.pem")
 	arguments := append(slices.Clone(verify), "-verify", "key.pem", "-signature", "document.sig", "document")
 	if verify == nil {
 		arguments = []string{"pkeyutl", "-verify", "-rawin", "-pubin", "-inkey", "key.pem", "-sigfile", "document.sig", "-in", "document"}
 	}
-	must(t, l.dir, nil, openssl, arguments...)
-	if out := must(t, l.dir, nil, openssl, "version"); out == "" {
+	l.Must(openssl, arguments...)
+	if out := l.Must(openssl, "version"); out == "" {
 		t.Error("openssl says nothing")
 	}
-	l.alice(append([]string{"verify", "raw", "document", "document.sig", "--key-file", "key.pem"}, flags...)...)
-	l.write("other", "something else")
-	if r := l.tryAs("alice", append([]string{"verify", "raw", "other", "document.sig", "--key-file", "key.pem"}, flags...)...); r.exit == 0 {
+	l.Alice(append([]string{"verify", "raw", "document", "document.sig", "--key-file", "key.pem"}, flags...)...)
+	l.Write("other", "something else")
+	if r := l.TryAs("alice", append([]string{"verify", "raw", "other", "document.sig", "--key-file", "key.pem"}, flags...)...); r.Exit == 0 {
 		t.Error("a signature over another document verifies")
 	}
-	if r := run(t, l.dir, nil, openssl, append(slices.Clone(arguments[:len(arguments)-1]), "other")...); r.exit == 0 {
+	if r := l.Run(openssl, append(slices.Clone(arguments[:len(arguments)-1]), "other")...); r.Exit == 0 {
 		t.Error("openssl accepts a signature over another document")
 	}
 }
 
-func (l *lab) signOpenPGP(t *testing.T, gpg string, home []string, key string) {
-	l.alice("key", "export", key, "--format", "openpgp", "--force", "-o", "key.asc")
-	must(t, l.dir, home, gpg, "--batch", "--import", "key.asc")
+func (l *scene) signOpenPGP(t *testing.T, gpg string, home []string, key string) {
+	l.Alice("key", "export", key, "--format", "openpgp", "--force", "-o", "key.asc")
+	l.With(home...).Must(gpg, "--batch", "--import", "key.asc")
 	for _, form := range []struct {
 		flags  []string
 		output string
@@ -87,19 +88,19 @@ func (l *lab) signOpenPGP(t *testing.T, gpg string, home []string, key string) {
 		{[]string{"--binary"}, "document.pgp", []string{"--verify", "document.pgp", "document"}},
 		{[]string{"--cleartext"}, "document.txt", []string{"--verify", "document.txt"}},
 	} {
-		l.alice(append([]string{"sign", "openpgp", key, "document", "--force", "--quiet", "-o", form.output}, form.flags...)...)
-		must(t, l.dir, home, gpg, append([]string{"--batch", "--trust-model", "always"}, form.verify...)...)
+		l.Alice(append([]string{"sign", "openpgp", key, "document", "--force", "--quiet", "-o", form.output}, form.flags...)...)
+		l.With(home...).Must(gpg, append([]string{"--batch", "--trust-model", "always"}, form.verify...)...)
 	}
-	l.alice("verify", "openpgp", "document", "document.asc", "--certificate", "key.asc")
+	l.Alice("verify", "openpgp", "document", "document.asc", "--certificate", "key.asc")
 }
 
 // listsItsKeys checks that the user sees all keys, and that they are in software.
-func (l *lab) listsItsKeys(t *testing.T) {
+func (l *scene) listsItsKeys(t *testing.T) {
 	var keys []struct {
 		Name     string `json:"name"`
 		Hardware *bool  `json:"hardware"`
 	}
-	output := l.alice("keys", "--json")
+	output := l.Alice("keys", "--json")
 	if err := json.Unmarshal([]byte(output), &keys); err != nil {
 		t.Fatalf("%v in %s", err, output)
 	}
@@ -122,7 +123,7 @@ func gnupgHome(t testing.TB, gpg string) []string {
 	}
 	environment := []string{"GNUPGHOME=" + home}
 	t.Cleanup(func() {
-		run(t, home, environment, filepath.Join(filepath.Dir(gpg), "gpgconf"), "--kill", "all")
+		lab.Run(t, lab.Call{Dir: home, Environment: environment, Program: filepath.Join(filepath.Dir(gpg), "gpgconf"), Args: []string{"--kill", "all"}})
 		os.RemoveAll(home)
 	})
 	return environment
@@ -131,76 +132,76 @@ func gnupgHome(t testing.TB, gpg string) []string {
 func TestManyFilesInOneCall(t *testing.T) {
 	openssl := testtool.Need(t, "openssl")
 	l := newLab(t, drivers()[0])
-	l.createKey("release", "p256")
-	l.serve()
+	l.CreateKey("release", "p256")
+	l.Serve()
 	const count = 300
 	arguments := []string{"sign", "raw", "release"}
 	for i := range count {
 		name := fmt.Sprintf("file-%03d", i)
-		l.write(name, strings.Repeat(name, i))
+		l.Write(name, strings.Repeat(name, i))
 		arguments = append(arguments, name)
 	}
-	l.alice(arguments...)
-	l.alice("key", "export", "release", "-o", "key.pem")
+	l.Alice(arguments...)
+	l.Alice("key", "export", "release", "-o", "key.pem")
 	for i := range count {
 		name := fmt.Sprintf("file-%03d", i)
 		if i%25 == 0 {
-			must(t, l.dir, nil, openssl, "dgst", "-sha256", "-verify", "key.pem", "-signature", name+".sig", name)
+			l.Must(openssl, "dgst", "-sha256", "-verify", "key.pem", "-signature", name+".sig", name)
 		}
-		if _, err := os.Stat(l.path(name + ".sig")); err != nil {
+		if _, err := os.Stat(l.Path(name + ".sig")); err != nil {
 			t.Error(err)
 		}
 	}
-	if sessions := strings.Count(l.bridge.log.String(), "msg=paired"); sessions != 2 {
+	if sessions := strings.Count(l.Bridge.Log.String(), "msg=paired"); sessions != 2 {
 		t.Errorf("%d sessions for one call that signs and one that exports", sessions)
 	}
 }
 
 func TestOneBadFileLosesNoOther(t *testing.T) {
 	l := newLab(t, drivers()[0])
-	l.createKey("release", "p256")
-	l.serve()
-	l.write("good", "good")
-	l.write("better", "better")
-	r := l.tryAs("alice", "sign", "raw", "release", "good", "missing", "better")
-	if r.exit != 1 || !strings.Contains(r.stderr, "missing") {
-		t.Errorf("exit %d: %s", r.exit, r.stderr)
+	l.CreateKey("release", "p256")
+	l.Serve()
+	l.Write("good", "good")
+	l.Write("better", "better")
+	r := l.TryAs("alice", "sign", "raw", "release", "good", "missing", "better")
+	if r.Exit != 1 || !strings.Contains(r.Stderr, "missing") {
+		t.Errorf("exit %d: %s", r.Exit, r.Stderr)
 	}
 	for _, name := range []string{"good.sig", "better.sig"} {
-		if info, err := os.Stat(l.path(name)); err != nil || info.Size() == 0 {
+		if info, err := os.Stat(l.Path(name)); err != nil || info.Size() == 0 {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if leftovers, _ := filepath.Glob(l.path("*.tmp*")); len(leftovers) > 0 {
+	if leftovers, _ := filepath.Glob(l.Path("*.tmp*")); len(leftovers) > 0 {
 		t.Errorf("left over: %v", leftovers)
 	}
-	before := l.read("good.sig")
-	if r := l.tryAs("alice", "sign", "raw", "release", "good"); r.exit == 0 || l.read("good.sig") != before {
-		t.Errorf("an existing signature was overwritten without --force (exit %d)", r.exit)
+	before := l.Read("good.sig")
+	if r := l.TryAs("alice", "sign", "raw", "release", "good"); r.Exit == 0 || l.Read("good.sig") != before {
+		t.Errorf("an existing signature was overwritten without --force (exit %d)", r.Exit)
 	}
 }
 
 func TestNoSecretInLogsOrArguments(t *testing.T) {
 	l := newLab(t, drivers()[0])
-	l.createKey("release", "p256")
-	l.serve()
-	l.write("document", "x")
-	l.alice("sign", "raw", "release", "document")
-	l.write("alice.passphrase", "a wrong passphrase of hers")
-	wrong := l.tryAs("alice", "sign", "raw", "release", "document", "--force")
-	for _, text := range []string{l.server.log.String(), l.bridge.log.String(), wrong.stderr, wrong.stdout} {
-		for _, secret := range []string{tokenPIN, olgaPassphrase, alicePassphrase, "a wrong passphrase of hers"} {
+	l.CreateKey("release", "p256")
+	l.Serve()
+	l.Write("document", "x")
+	l.Alice("sign", "raw", "release", "document")
+	l.Write("alice.passphrase", "a wrong passphrase of hers")
+	wrong := l.TryAs("alice", "sign", "raw", "release", "document", "--force")
+	for _, text := range []string{l.Server.Log.String(), l.Bridge.Log.String(), wrong.Stderr, wrong.Stdout} {
+		for _, secret := range []string{lab.TokenPIN, lab.OlgaPassphrase, lab.AlicePassphrase, "a wrong passphrase of hers"} {
 			if strings.Contains(text, secret) {
 				t.Errorf("secret %q stands in:\n%s", secret, text)
 			}
 		}
 	}
 	for _, name := range []string{"state/chancery.db", "state/chancery.db-wal"} {
-		stored, err := os.ReadFile(l.path(name))
+		stored, err := os.ReadFile(l.Path(name))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if bytes.Contains(stored, []byte(tokenPIN)) || bytes.Contains(stored, []byte(alicePassphrase)) {
+		if bytes.Contains(stored, []byte(lab.TokenPIN)) || bytes.Contains(stored, []byte(lab.AlicePassphrase)) {
 			t.Errorf("a secret stands in %s", name)
 		}
 	}

@@ -11,23 +11,16 @@ import (
 	"time"
 
 	"chancery/client"
-	"chancery/internal/certfile"
-	"chancery/tunnel"
+	"chancery/e2e/lab"
 	"chancery/tunnel/wire"
 )
 
 // connect opens a client of the library's for alice, inside this process.
-func (l *lab) connect(t testing.TB) *client.Client {
+func (l *scene) connect(t testing.TB) *client.Client {
 	t.Helper()
-	identity, _, err := certfile.Load(certfile.Files{CA: l.path("pki/ca.crt"), Certificate: l.path("pki/alice.crt"), Key: l.path("pki/alice.key")})
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), lab.Patience)
 	defer cancel()
-	c, err := client.Connect(ctx, &client.Config{Tunnel: &tunnel.Config{
-		Bridge: l.clients, Outer: identity.OuterDialer("localhost"), Inner: identity.InnerDialer("server.lab"),
-	}})
+	c, err := client.Connect(ctx, &client.Config{Tunnel: l.Tunnel("alice")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -35,10 +28,10 @@ func (l *lab) connect(t testing.TB) *client.Client {
 	return c
 }
 
-func (l *lab) unlocked(t testing.TB, name string) (*client.Client, *client.Key) {
+func (l *scene) unlocked(t testing.TB, name string) (*client.Client, *client.Key) {
 	t.Helper()
 	c := l.connect(t)
-	if err := c.Unlock(t.Context(), name, []byte(alicePassphrase)); err != nil {
+	if err := c.Unlock(t.Context(), name, []byte(lab.AlicePassphrase)); err != nil {
 		t.Fatal(err)
 	}
 	key, err := c.Key(t.Context(), name)
@@ -64,13 +57,13 @@ func TestRevocationHoldsInALiveSession(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := newLab(t, drivers()[0])
-			l.createKey("release", "p256")
-			l.serve()
+			l.CreateKey("release", "p256")
+			l.Serve()
 			_, key := l.unlocked(t, "release")
 			if _, err := key.SignContext(t.Context(), digest[:], crypto.SHA256); err != nil {
 				t.Fatal(err)
 			}
-			l.operator(c.command...)
+			l.Operator(c.command...)
 			_, err := key.SignContext(t.Context(), digest[:], crypto.SHA256)
 			var told *client.Error
 			if !errors.As(err, &told) || told.Code != c.code && told.Code != wire.CodeNotUnlocked {
@@ -79,7 +72,7 @@ func TestRevocationHoldsInALiveSession(t *testing.T) {
 			if c.restores == nil {
 				return
 			}
-			l.operator(c.restores...)
+			l.Operator(c.restores...)
 			if _, err := key.SignContext(t.Context(), digest[:], crypto.SHA256); err != nil {
 				t.Errorf("after %v: %v", c.restores, err)
 			}
@@ -91,8 +84,8 @@ func TestRevocationHoldsInALiveSession(t *testing.T) {
 // share one client. Each caller repeats what was interrupted, knowingly; nothing else may fail.
 func TestBridgeAndServerRestartUnderLoad(t *testing.T) {
 	l := newLab(t, drivers()[0])
-	l.createKey("release", "p256")
-	l.serve()
+	l.CreateKey("release", "p256")
+	l.Serve()
 	_, key := l.unlocked(t, "release")
 	var signed, interrupted atomic.Int64
 	ctx, stop := context.WithCancel(t.Context())
@@ -104,15 +97,15 @@ func TestBridgeAndServerRestartUnderLoad(t *testing.T) {
 	waitForMore := func() {
 		t.Helper()
 		target := signed.Load() + 200
-		l.eventually(func() bool { return signed.Load() >= target || t.Failed() }, "signing does not go on")
+		l.Eventually(func() bool { return signed.Load() >= target || t.Failed() }, "signing does not go on")
 	}
 	waitForMore()
 	for range 2 {
-		l.server.kill()
-		l.serve()
+		l.Server.Kill()
+		l.Serve()
 		waitForMore()
-		l.bridge.kill()
-		l.startBridge(l.clients, l.servers)
+		l.Bridge.Kill()
+		l.StartBridge(l.Clients, l.Servers)
 		waitForMore()
 	}
 	stop()
@@ -124,7 +117,7 @@ func TestBridgeAndServerRestartUnderLoad(t *testing.T) {
 func signUntilDone(ctx context.Context, t *testing.T, key *client.Key, signed, interrupted *atomic.Int64) {
 	digest := sha256.Sum256([]byte("load"))
 	for ctx.Err() == nil {
-		call, cancel := context.WithTimeout(ctx, patience)
+		call, cancel := context.WithTimeout(ctx, lab.Patience)
 		_, err := key.SignContext(call, digest[:], crypto.SHA256)
 		cancel()
 		var told *client.Error
@@ -153,8 +146,8 @@ var passing = map[wire.Code]bool{
 // TestServerDrains lets SIGTERM arrive while a signature is on its way: it is answered, and the server ends with 0.
 func TestServerDrains(t *testing.T) {
 	l := newLab(t, drivers()[0])
-	l.createKey("release", "rsa4096")
-	l.serve()
+	l.CreateKey("release", "rsa4096")
+	l.Serve()
 	_, key := l.unlocked(t, "release")
 	digest := sha256.Sum256([]byte("x"))
 	answered := make(chan error, 1)
@@ -163,14 +156,14 @@ func TestServerDrains(t *testing.T) {
 		answered <- err
 	}()
 	time.Sleep(2 * time.Millisecond)
-	if code := l.server.terminate(); code != 0 {
-		t.Errorf("the server ends with %d:\n%s", code, l.server.log)
+	if code := l.Server.Terminate(); code != 0 {
+		t.Errorf("the server ends with %d:\n%s", code, l.Server.Log)
 	}
 	var told *client.Error
 	if err := <-answered; err != nil && !(errors.As(err, &told) && passing[told.Code]) {
 		t.Errorf("the caller is told %v", err)
 	}
-	if code := l.bridge.terminate(); code != 0 {
-		t.Errorf("the bridge ends with %d:\n%s", code, l.bridge.log)
+	if code := l.Bridge.Terminate(); code != 0 {
+		t.Errorf("the bridge ends with %d:\n%s", code, l.Bridge.Log)
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"chancery/e2e/lab"
 )
 
 // expectation is what a user must be able to tell from a failure.
@@ -17,30 +19,30 @@ type expectation struct {
 
 var goish = regexp.MustCompile(`0x[0-9a-f]{6,}|&\{|goroutine \d+|\.go:\d+|panic:|%!`)
 
-func (e expectation) check(t *testing.T, r result) {
+func (e expectation) check(t *testing.T, r lab.Result) {
 	t.Helper()
-	if r.exit != e.exit || e.code != "" && !strings.Contains(r.stderr, "["+e.code+"]") || !strings.Contains(r.stderr, e.says) {
-		t.Errorf("want exit %d, code %s, text %q; got exit %d:\n%s", e.exit, e.code, e.says, r.exit, r.stderr)
+	if r.Exit != e.exit || e.code != "" && !strings.Contains(r.Stderr, "["+e.code+"]") || !strings.Contains(r.Stderr, e.says) {
+		t.Errorf("want exit %d, code %s, text %q; got exit %d:\n%s", e.exit, e.code, e.says, r.Exit, r.Stderr)
 	}
-	if goish.MatchString(r.stderr) {
-		t.Errorf("this is not for a user's eyes:\n%s", r.stderr)
+	if goish.MatchString(r.Stderr) {
+		t.Errorf("this is not for a user's eyes:\n%s", r.Stderr)
 	}
 }
 
 // TestEachTroubleIsToldApart causes the failures that a user can cause, one by one, and reads what they are told.
 func TestEachTroubleIsToldApart(t *testing.T) {
 	l := newLab(t, drivers()[0])
-	l.createKey("release", "p256")
-	l.operator("key", "create", "secret", "--token", "vault", "--algorithm", "p256", "--passphrase-file", "olga.passphrase")
-	l.operator("user", "add", "stranger")
-	l.operator("user", "delete", "stranger", "--yes")
-	must(t, l.dir, nil, l.program("chancery-server"), "pki", "issue", "client", "stranger", "--out", "pki")
-	must(t, l.dir, nil, l.program("chancery-server"), "pki", "init", "otherpki")
-	must(t, l.dir, nil, l.program("chancery-server"), "pki", "issue", "client", "alice", "--out", "otherpki")
-	l.serve()
-	l.write("document", "x")
-	good := l.read("alice.toml")
-	l.write("wrong.passphrase", "this is not her passphrase")
+	l.CreateKey("release", "p256")
+	l.Operator("key", "create", "secret", "--token", "vault", "--algorithm", "p256", "--passphrase-file", "olga.passphrase")
+	l.Operator("user", "add", "stranger")
+	l.Operator("user", "delete", "stranger", "--yes")
+	l.Must(l.Program("chancery-server"), "pki", "issue", "client", "stranger", "--out", "pki")
+	l.Must(l.Program("chancery-server"), "pki", "init", "otherpki")
+	l.Must(l.Program("chancery-server"), "pki", "issue", "client", "alice", "--out", "otherpki")
+	l.Serve()
+	l.Write("document", "x")
+	good := l.Read("alice.toml")
+	l.Write("wrong.passphrase", "this is not her passphrase")
 
 	sign := []string{"sign", "raw", "release", "document", "-o", "out.sig", "--force"}
 	for name, c := range map[string]struct {
@@ -56,7 +58,7 @@ func TestEachTroubleIsToldApart(t *testing.T) {
 		"bridge of another CA":  {strings.ReplaceAll(good, "/pki/ca.crt", "/otherpki/ca.crt"), sign, expectation{1, "bridge_untrusted", "CA"}},
 		"bridge's name":         {strings.ReplaceAll(good, `"localhost"`, `"elsewhere.example"`), sign, expectation{1, "bridge_name", "host name"}},
 		"server's name":         {strings.ReplaceAll(good, `"server.lab"`, `"elsewhere.example"`), sign, expectation{1, "server_name", "host name"}},
-		"nobody listens":        {strings.ReplaceAll(good, l.clients, unusedAddress(t)), sign, expectation{4, "bridge_unreachable", "reached"}},
+		"nobody listens":        {strings.ReplaceAll(good, l.Clients, unusedAddress(t)), sign, expectation{4, "bridge_unreachable", "reached"}},
 		"key and certificate":   {strings.ReplaceAll(good, "alice.key", "olga.key"), sign, expectation{2, "certificate_unusable", "does not belong"}},
 		"unknown configuration": {good + "\n[tl]\nx = 1\n", sign, expectation{2, "config_invalid", "tl"}},
 		"missing file":          {good, []string{"sign", "raw", "release", "nonesuch"}, expectation{1, "input_failed", "nonesuch"}},
@@ -65,16 +67,16 @@ func TestEachTroubleIsToldApart(t *testing.T) {
 		"unwritable output":     {good, []string{"sign", "raw", "release", "document", "-o", "no/such/directory/out.sig"}, expectation{1, "output_failed", "no/such/directory"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			l.write("troubled.toml", c.configuration)
-			c.want.check(t, l.tryAs("troubled", c.arguments...))
+			l.Write("troubled.toml", c.configuration)
+			c.want.check(t, l.TryAs("troubled", c.arguments...))
 		})
 	}
-	if _, err := os.Stat(l.path("out.sig")); err == nil {
+	if _, err := os.Stat(l.Path("out.sig")); err == nil {
 		t.Error("one of the failures wrote a signature")
 	}
 	for _, reason := range []string{"not granted", "no such key", "no such user", "passphrase"} {
-		if !strings.Contains(l.server.log.String(), reason) {
-			t.Errorf("the server's log does not tell %q:\n%s", reason, l.server.log)
+		if !strings.Contains(l.Server.Log.String(), reason) {
+			t.Errorf("the server's log does not tell %q:\n%s", reason, l.Server.Log)
 		}
 	}
 }
@@ -92,12 +94,12 @@ func unusedAddress(t *testing.T) string {
 
 func TestDisabledRevokedAndExpired(t *testing.T) {
 	l := newLab(t, drivers()[0])
-	l.createKey("release", "p256")
-	l.serve()
-	l.write("document", "x")
-	sign := func() result { return l.tryAs("alice", "sign", "raw", "release", "document", "--force", "--quiet") }
-	if r := sign(); r.exit != 0 {
-		t.Fatal(r.stderr)
+	l.CreateKey("release", "p256")
+	l.Serve()
+	l.Write("document", "x")
+	sign := func() lab.Result { return l.TryAs("alice", "sign", "raw", "release", "document", "--force", "--quiet") }
+	if r := sign(); r.Exit != 0 {
+		t.Fatal(r.Stderr)
 	}
 	for _, c := range []struct {
 		name  string
@@ -110,28 +112,28 @@ func TestDisabledRevokedAndExpired(t *testing.T) {
 		{"revoked", []string{"grant", "revoke", "release", "alice", "--yes"}, nil, expectation{3, "no_such_key", "granted"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			l.operator(c.close...)
+			l.Operator(c.close...)
 			c.want.check(t, sign())
 			if c.open == nil {
 				return
 			}
-			l.operator(c.open...)
-			if r := sign(); r.exit != 0 {
-				t.Errorf("signing does not resume: %s", r.stderr)
+			l.Operator(c.open...)
+			if r := sign(); r.Exit != 0 {
+				t.Errorf("signing does not resume: %s", r.Stderr)
 			}
 		})
 	}
-	l.grant("release", "--expires", "720h")
-	if r := sign(); r.exit != 0 {
-		t.Errorf("the new grant does not work: %s", r.stderr)
+	l.Grant("release", "--expires", "720h")
+	if r := sign(); r.Exit != 0 {
+		t.Errorf("the new grant does not work: %s", r.Stderr)
 	}
 }
 
 func TestServerTroubles(t *testing.T) {
 	l := newLab(t, drivers()[0])
-	l.createKey("release", "p256")
-	l.write("wrong.pin", "not the PIN")
-	good := l.read("server.toml")
+	l.CreateKey("release", "p256")
+	l.Write("wrong.pin", "not the PIN")
+	good := l.Read("server.toml")
 
 	for name, c := range map[string]struct {
 		arguments []string
@@ -147,7 +149,7 @@ func TestServerTroubles(t *testing.T) {
 		"no terminal":         {[]string{"key", "create", "k", "--token", "vault", "--algorithm", "p256"}, expectation{2, "usage", "terminal"}},
 		"unconfirmed removal": {[]string{"user", "delete", "alice"}, expectation{2, "confirmation_needed", "--yes"}},
 	} {
-		t.Run(name, func(t *testing.T) { c.want.check(t, l.tryOperator(c.arguments...)) })
+		t.Run(name, func(t *testing.T) { c.want.check(t, l.TryOperator(c.arguments...)) })
 	}
 
 	t.Run("busy port", func(t *testing.T) {
@@ -156,30 +158,30 @@ func TestServerTroubles(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer taken.Close()
-		l.write("busy.toml", strings.ReplaceAll(l.read("bridge.toml"), `clients = "127.0.0.1:0"`, `clients = "`+taken.Addr().String()+`"`))
-		r := run(t, l.dir, nil, l.program("chancery-bridge"), "--config", "busy.toml", "serve")
+		l.Write("busy.toml", strings.ReplaceAll(l.Read("bridge.toml"), `clients = "127.0.0.1:0"`, `clients = "`+taken.Addr().String()+`"`))
+		r := l.Run(l.Program("chancery-bridge"), "--config", "busy.toml", "serve")
 		expectation{1, "port_busy", taken.Addr().String()}.check(t, r)
 	})
 	t.Run("server that may not register", func(t *testing.T) {
-		must(t, l.dir, nil, l.program("chancery-server"), "pki", "issue", "server", "rogue.lab", "--host", "server.lab", "--out", "pki")
-		l.write("server.toml", strings.ReplaceAll(good, "server.lab", "rogue.lab"))
-		l.serve()
-		l.server.waitLog("not allowed")
-		l.server.terminate()
-		l.write("server.toml", good)
+		l.Must(l.Program("chancery-server"), "pki", "issue", "server", "rogue.lab", "--host", "server.lab", "--out", "pki")
+		l.Write("server.toml", strings.ReplaceAll(good, "server.lab", "rogue.lab"))
+		l.Serve()
+		l.Server.WaitLog("not allowed")
+		l.Server.Terminate()
+		l.Write("server.toml", good)
 	})
 	t.Run("full disk", func(t *testing.T) { l.fullDisk(t) })
 }
 
 // fullDisk lets the operators' command run into a limit on file sizes, which looks to it like a disk that takes no more.
-func (l *lab) fullDisk(t *testing.T) {
-	before := l.operator("user", "list")
-	r := run(t, l.dir, nil, "bash", "-c", `trap "" XFSZ; ulimit -f 1; exec "$0" --config server.toml user add latecomer`, l.program("chancery-server"))
-	if r.exit != 1 || goish.MatchString(r.stderr) {
-		t.Errorf("exit %d:\n%s", r.exit, r.stderr)
+func (l *scene) fullDisk(t *testing.T) {
+	before := l.Operator("user", "list")
+	r := l.Run("bash", "-c", `trap "" XFSZ; ulimit -f 1; exec "$0" --config server.toml user add latecomer`, l.Program("chancery-server"))
+	if r.Exit != 1 || goish.MatchString(r.Stderr) {
+		t.Errorf("exit %d:\n%s", r.Exit, r.Stderr)
 	}
-	if after := l.operator("user", "list"); after != before {
+	if after := l.Operator("user", "list"); after != before {
 		t.Errorf("the refused user is there:\n%s", after)
 	}
-	l.operator("user", "add", "latecomer")
+	l.Operator("user", "add", "latecomer")
 }

@@ -18,6 +18,8 @@ import (
 	"os"
 	"testing"
 	"time"
+
+	"chancery/e2e/lab"
 )
 
 // version2 is a client of protocol version 2 written from its description alone: nothing of ours but the certificates.
@@ -28,23 +30,23 @@ type version2 struct {
 }
 
 // dialVersion2 connects as that protocol's own client does: outer TLS, hello, ack, inner TLS without ALPN.
-func dialVersion2(l *lab, t *testing.T, hello []byte) *version2 {
+func dialVersion2(l *scene, t *testing.T, hello []byte) *version2 {
 	t.Helper()
-	certificate, err := tls.LoadX509KeyPair(l.path("pki/alice.crt"), l.path("pki/alice.key"))
+	certificate, err := tls.LoadX509KeyPair(l.Path("pki/alice.crt"), l.Path("pki/alice.key"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM([]byte(l.read("pki/ca.crt")))
+	roots.AppendCertsFromPEM([]byte(l.Read("pki/ca.crt")))
 	settings := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, Certificates: []tls.Certificate{certificate}, ServerName: "localhost"}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), lab.Patience)
 	defer cancel()
-	raw, err := new(net.Dialer).DialContext(ctx, "tcp", l.clients)
+	raw, err := new(net.Dialer).DialContext(ctx, "tcp", l.Clients)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { raw.Close() })
-	raw.SetDeadline(time.Now().Add(patience))
+	raw.SetDeadline(time.Now().Add(lab.Patience))
 	outer := tls.Client(raw, settings)
 	if _, err := outer.Write(hello); err != nil {
 		t.Fatal(err)
@@ -106,11 +108,11 @@ func (c *version2) ask(request string) string {
 
 func TestPlainVersion2ClientSigns(t *testing.T) {
 	l := newLab(t, drivers()[0])
-	l.createKey("release", "p256")
-	l.createKey("modern", "ed25519")
-	l.serve()
-	l.write("document", "x")
-	l.alice("key", "export", "release", "-o", "key.pem")
+	l.CreateKey("release", "p256")
+	l.CreateKey("modern", "ed25519")
+	l.Serve()
+	l.Write("document", "x")
+	l.Alice("key", "export", "release", "-o", "key.pem")
 
 	for name, hello := range map[string][]byte{
 		"enum first":       append([]byte{0}, "SIGULDRY\x00\x00\x00\x02"...),
@@ -142,7 +144,7 @@ func TestPlainVersion2ClientSigns(t *testing.T) {
 				t.Errorf("wrong case: %s", got)
 			}
 			// Pipelined: the signatures must see the unlock, and answers keep the order.
-			c.send(`{"unlock":{"key":"release","password":"` + alicePassphrase + `"}}`)
+			c.send(`{"unlock":{"key":"release","password":"` + lab.AlicePassphrase + `"}}`)
 			c.send(sign)
 			c.send(fmt.Sprintf(`{"sign_all":{"key":"release","digests":[["Sha256","%x"],["Sha512","%0128x"]]}}`, digest, 7))
 			c.send(`{"who_am_i":{}}`)
@@ -175,7 +177,7 @@ func (c *version2) leave() {
 	}
 }
 
-func checkVersion2Signature(t *testing.T, l *lab, digest []byte, response string) {
+func checkVersion2Signature(t *testing.T, l *scene, digest []byte, response string) {
 	t.Helper()
 	var answer struct {
 		Sign struct {
@@ -193,7 +195,7 @@ func checkVersion2Signature(t *testing.T, l *lab, digest []byte, response string
 	if err != nil {
 		t.Fatalf("%v in %s", err, response)
 	}
-	text, err := os.ReadFile(l.path("key.pem"))
+	text, err := os.ReadFile(l.Path("key.pem"))
 	if err != nil {
 		t.Fatal(err)
 	}
