@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
+	"syscall"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
@@ -127,6 +129,33 @@ func (s *Secret) readAll(f *os.File) ([]byte, error) {
 	return secret, nil
 }
 
+// exitInterrupted is what shells report for a program that SIGINT ended.
+const exitInterrupted = 130
+
+// restoreOnInterrupt gives the terminal its echo back when the user gives up at a prompt, and
+// ends the program then: the read that waits for a line cannot be interrupted otherwise.
+func restoreOnInterrupt(tty *os.File) (release func()) {
+	state, err := term.GetState(int(tty.Fd()))
+	if err != nil {
+		return func() {}
+	}
+	interrupts, done := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(interrupts, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		select {
+		case <-interrupts:
+			_ = term.Restore(int(tty.Fd()), state)
+			fmt.Fprintln(tty)
+			os.Exit(exitInterrupted)
+		case <-done:
+		}
+	}()
+	return func() {
+		signal.Stop(interrupts)
+		close(done)
+	}
+}
+
 // prompt asks on the terminal itself, so that it works while standard input is a pipe.
 func prompt(what string) ([]byte, error) {
 	tty, err := openTerminal()
@@ -134,6 +163,7 @@ func prompt(what string) ([]byte, error) {
 		return nil, Usage("no terminal to ask for the %s: give it by file, credential or descriptor", what)
 	}
 	defer tty.Close()
+	defer restoreOnInterrupt(tty)()
 	fmt.Fprintf(tty, "%s: ", what)
 	secret, err := term.ReadPassword(int(tty.Fd()))
 	fmt.Fprintln(tty)

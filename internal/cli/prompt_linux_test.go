@@ -1,0 +1,77 @@
+package cli
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/creack/pty"
+	"golang.org/x/sys/unix"
+)
+
+const askInChild = "CHANCERY_TEST_ASK"
+
+// TestMain lets the test program be the one that asks.
+func TestMain(m *testing.M) {
+	if os.Getenv(askInChild) == "" {
+		os.Exit(m.Run())
+	}
+	secret, err := (&Secret{What: "passphrase", Descriptor: -1}).Read()
+	fmt.Printf("got %d bytes, error %v\n", len(secret), err)
+}
+
+func ask(t *testing.T) (terminal *os.File, child *exec.Cmd) {
+	t.Helper()
+	child = exec.Command(os.Args[0])
+	child.Env = append(os.Environ(), askInChild+"=1", "GORACE=atexit_sleep_ms=0")
+	terminal, err := pty.Start(child)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { child.Process.Kill(); child.Wait(); terminal.Close() })
+	for deadline := time.Now().Add(10 * time.Second); echoes(t, terminal); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the prompt does not turn echo off")
+		}
+	}
+	return terminal, child
+}
+
+func echoes(t *testing.T, terminal *os.File) bool {
+	t.Helper()
+	state, err := unix.IoctlGetTermios(int(terminal.Fd()), unix.TCGETS)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return state.Lflag&unix.ECHO != 0
+}
+
+func TestPromptDoesNotEcho(t *testing.T) {
+	terminal, child := ask(t)
+	fmt.Fprintln(terminal, "very secret words")
+	var shown strings.Builder
+	for lines := bufio.NewScanner(terminal); lines.Scan(); {
+		shown.WriteString(lines.Text() + "\n")
+	}
+	child.Wait()
+	if strings.Contains(shown.String(), "secret") || !strings.Contains(shown.String(), "got 17 bytes") {
+		t.Errorf("the terminal shows:\n%s", &shown)
+	}
+}
+
+func TestInterruptAtAPromptGivesTheEchoBack(t *testing.T) {
+	terminal, child := ask(t)
+	child.Process.Signal(syscall.SIGINT)
+	child.Wait()
+	if code := child.ProcessState.ExitCode(); code != exitInterrupted {
+		t.Errorf("exit code %d", code)
+	}
+	if !echoes(t, terminal) {
+		t.Error("the terminal is left without echo")
+	}
+}
