@@ -147,6 +147,39 @@ func appendAfterDelay(t *testing.T, l *Log) Position {
 	}
 }
 
+// A record that was refused is not kept, whoever writes next: this process, or
+// another one that knows nothing of the failure.
+func TestRefusedRecordsAreTakenBack(t *testing.T) {
+	for truncates, tries := range map[bool]int{true: 1, false: 3} {
+		t.Run(fmt.Sprintf("truncates=%v", truncates), func(t *testing.T) {
+			var failing atomic.Bool
+			fs := &faultyFS{FS: disk{}, hook: func(operation, _ string) error {
+				if failing.Load() && (operation == "sync" || operation == "truncate" && !truncates) {
+					return syscall.EIO
+				}
+				return nil
+			}}
+			dir := directory(t)
+			l := open(t, Config{Directory: dir, FS: fs, RetryDelay: quick})
+			other := open(t, Config{Directory: dir})
+			failing.Store(true)
+			for range tries {
+				if _, err := l.Append(t.Context(), sign("refused")); !errors.Is(err, ErrUnavailable) {
+					t.Errorf("got %v, want ErrUnavailable", err)
+				}
+			}
+			failing.Store(false)
+			if truncates {
+				mustAppend(t, other, sign("bob"))
+			}
+			mustVerify(t, dir, mustAppend(t, l, sign("alice")).Head)
+			if found := entries(t, dir, Filter{User: "refused"}); len(found) != 0 {
+				t.Errorf("%d refused records are kept", len(found))
+			}
+		})
+	}
+}
+
 // Incomplete bytes at the end are set aside and named, never silently dropped.
 func TestTornEndIsSetAside(t *testing.T) {
 	const text = `{"seq":16,"prev":"`

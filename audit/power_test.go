@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -178,11 +179,50 @@ func appendUntilPowerFails(t *testing.T, last int, faulty bool, dice *rand.Rand)
 		}
 		l.Close()
 	}
-	mustSurvive(t, store.fail(t, dice), acknowledged)
+	left := store.fail(t, dice)
+	for range dice.IntN(3) { // and again while that is put right
+		left = recoverUntilPowerFails(t, left, dice)
+	}
+	mustSurvive(t, left, acknowledged)
 	if t.Failed() {
 		t.Logf("the power failed at operation %d, with %d acknowledged", last, len(acknowledged))
 	}
 	return operations <= last
+}
+
+// recoverUntilPowerFails opens what is left, and loses power again on the way.
+func recoverUntilPowerFails(t *testing.T, dir string, dice *rand.Rand) string {
+	store := volatileFSOf(t, dir)
+	left := 1 + dice.IntN(40)
+	l, err := Open(Config{Directory: dir, FS: &faultyFS{FS: store, hook: func(string, string) error {
+		if left--; left < 0 {
+			return errNoPower
+		}
+		return nil
+	}}})
+	if err == nil {
+		l.Close()
+	}
+	return store.fail(t, dice)
+}
+
+// volatileFSOf takes what a directory holds as durable.
+func volatileFSOf(t *testing.T, dir string) *volatileFS {
+	t.Helper()
+	store := newVolatileFS()
+	defer store.SyncDir(dir)
+	found, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, entry := range found {
+		content, err := os.ReadFile(filepath.Join(dir, entry.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		store.names[entry.Name()] = &volatile{durable: content, history: [][]byte{content}}
+	}
+	return store
 }
 
 // mustSurvive opens what a power failure left, and goes on with it.
@@ -196,4 +236,25 @@ func mustSurvive(t *testing.T, dir string, acknowledged map[string]Position) {
 	defer l.Close()
 	mustHold(t, dir, acknowledged)
 	mustVerify(t, dir, mustAppend(t, l, sign("after")).Head)
+	for _, e := range entries(t, dir, Filter{Kind: KindRecovered}) {
+		if e.Details["reason"] == "torn" {
+			mustBeSetAside(t, dir, e.Details["file"])
+		}
+	}
+}
+
+// mustBeSetAside holds a torn-… file against the hash in its name.
+func mustBeSetAside(t *testing.T, dir, name string) {
+	t.Helper()
+	content, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		content, err = os.ReadFile(filepath.Join(dir, name+pendingSuffix)) // its new name was not durable yet
+	}
+	var seq uint64
+	if _, scanErr := fmt.Sscanf(name, tornPrefix+"%d-", &seq); scanErr != nil || err != nil {
+		t.Errorf("set aside as %q: %v, %v", name, scanErr, err)
+	}
+	if name != tornName(seq, sha256.Sum256(content)) {
+		t.Errorf("%s holds %d bytes of something else", name, len(content))
+	}
 }
