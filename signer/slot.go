@@ -41,6 +41,7 @@ type slot struct {
 	lastErr  error
 	refused  map[int64]error // by key ID: keys whose public half is not the registered one
 	rejected map[rejection]bool
+	proven   proof
 }
 
 // rejection names a PIN that the token has rejected. The store remembers it too, but
@@ -244,7 +245,10 @@ func (s *slot) logIn(ctx context.Context, home *openToken, found granted, pins u
 	if !ok {
 		return fmt.Errorf("token of key %q: %w", found.key.Name, token.ErrTokenAbsent)
 	}
-	return users.Login(ctx, &ledger{slot: s, reload: record.Reload}, s.withRejections(*record), home, pins)
+	if err := users.Login(ctx, &ledger{slot: s, reload: record.Reload}, s.withRejections(*record), home, pins); err != nil {
+		return err
+	}
+	return s.prove(*record, pins)
 }
 
 func (s *slot) refusedKey(id int64) error {

@@ -1,0 +1,77 @@
+package signer
+
+import (
+	"slices"
+	"testing"
+
+	"chancery/access"
+	"chancery/tunnel/wire"
+	"chancery/users"
+)
+
+// forged is a grant for bob on alice's key, as somebody makes it who can write to the
+// database and does not know the PIN: the wrap holds another one.
+func (w *world) forged(keyID int64, pin string) users.Grant {
+	g := users.Grant{ID: 200 + keyID, UserID: 2, TokenID: 1, KeyID: keyID, Role: users.RoleSigner, Generation: 1, PINVersion: 1, Access: accessKey().Public()}
+	wrapped, err := access.Wrap([]byte(pin), g.Access, access.Binding{
+		TokenSerial: "S1", KeyHandle: w.store.keys[keyID-1].Handle, User: "bob", Role: string(g.Role),
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	g.Wrapped = wrapped
+	return g
+}
+
+func TestAForgedGrantDoesNotRideOnAnothersLogin(t *testing.T) {
+	w := newWorld(t)
+	alice := w.unlockedClient("p256")
+	id := w.keyID("p256")
+	w.change(func(s *fakeStore) { s.grants = append(s.grants, w.forged(id, "no-such-pin")) })
+	bob := w.connect("bob", true)
+	bob.refused(unlockRequest("p256", passphrase), wire.CodeWrongPassphrase)
+	bob.refused(signRequest("p256"), wire.CodeNotUnlocked)
+	if tries := w.token.sent(); len(tries) != 1 {
+		t.Errorf("the token saw %q", tries)
+	}
+	want[*wire.SignReply](alice, alice.call(signRequest("p256")))
+	w.change(func(s *fakeStore) { s.grants[len(s.grants)-1] = w.forged(id, tokenPIN) })
+	want[*wire.UnlockReply](bob, bob.call(unlockRequest("p256", passphrase)))
+}
+
+func (w *world) keyID(name string) int64 {
+	for _, k := range w.store.keys {
+		if k.Name == name {
+			return k.ID
+		}
+	}
+	w.t.Fatalf("no key %q", name)
+	return 0
+}
+
+func TestAPINChangedSinceTheLoginIsProvenByAnother(t *testing.T) {
+	const newPIN = "pin-new-123456"
+	w := newWorld(t)
+	alice := w.unlockedClient("p256")
+	w.token.change(func(f *fakeToken) { f.pin = newPIN })
+	w.change(func(s *fakeStore) {
+		s.tokens[0].PINVersion = 3
+		for i := range s.grants {
+			s.grants[i].PINVersion, s.grants[i].Wrapped = 3, w.wrap(s.grants[i], newPIN)
+		}
+	})
+	want[*wire.SignReply](alice, alice.call(signRequest("p256")))
+	second := w.connect("alice", true)
+	if got := second.refused(unlockRequest("p256", passphrase), wire.CodeTokenAbsent); got.Retry != wire.RetryLater {
+		t.Errorf("advice %+v", got)
+	}
+	w.eventually("the token to be opened anew", func() bool {
+		_, unlocked := second.call(unlockRequest("p256", passphrase)).(*wire.UnlockReply)
+		return unlocked
+	})
+	if tries := w.token.sent(); !slices.Equal(tries, []string{tokenPIN, newPIN}) {
+		t.Errorf("the token saw %q", tries)
+	}
+	want[*wire.SignReply](second, second.call(signRequest("p256")))
+	alice.refused(signRequest("p256"), wire.CodeNotUnlocked)
+}
