@@ -75,3 +75,22 @@ func TestAPINChangedSinceTheLoginIsProvenByAnother(t *testing.T) {
 	want[*wire.SignReply](second, second.call(signRequest("p256")))
 	alice.refused(signRequest("p256"), wire.CodeNotUnlocked)
 }
+
+func TestExchangedRowsDoNotLendOnesHandleToTheOther(t *testing.T) {
+	w := newWorld(t)
+	first, second := w.keyID("p256"), w.keyID("p384")
+	w.change(func(s *fakeStore) { // bob holds p384 alone
+		s.grants = append(s.grants, w.forged(second, tokenPIN))
+	})
+	alice := w.unlockedClient("p256")
+	want[*wire.SignReply](alice, alice.call(signRequest("p256")))
+	w.change(func(s *fakeStore) {
+		a, b := &s.keys[first-1], &s.keys[second-1]
+		*a, *b = *b, *a
+		a.ID, b.ID = first, second
+		s.grants[len(s.grants)-1].KeyID = first
+	})
+	bob := w.connect("bob", true)
+	bob.refused(unlockRequest("p384", passphrase), wire.CodeKeyMismatch)
+	bob.refused(signRequest("p384"), wire.CodeNotUnlocked)
+}

@@ -127,12 +127,15 @@ type openToken struct {
 }
 
 // fetch returns the key's handle, searching for it once, after comparing its
-// public half with the registered one.
+// public half with the registered one: each time, for rows of the store can be exchanged.
 func (o *openToken) fetch(ctx context.Context, key *users.Key) (token.Key, error) {
 	o.mu.Lock()
 	handle, ok := o.keys[key.ID]
 	o.mu.Unlock()
 	if ok {
+		if err := samePublic(key, handle.Public()); err != nil {
+			return nil, err
+		}
 		return handle, nil
 	}
 	handle, err := o.Key(ctx, key.TokenKeyID)
