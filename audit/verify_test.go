@@ -110,22 +110,27 @@ func mustFind(t testing.TB, report Report, seq uint64) {
 	}
 }
 
-func TestVerifyFinds(t *testing.T) {
-	type found struct {
-		fault Fault
-		seq   uint64
-		line  int
-	}
-	// Segments begin with records 1, 6, 11 and hold five each; 15 is the last.
-	const second, third = "audit-00000000000000000006.jsonl", "audit-00000000000000000011.jsonl"
+// found is a problem that is wanted, and damage what has to lead to some.
+type found struct {
+	fault Fault
+	seq   uint64
+	line  int
+}
+
+type damage struct {
+	name   string
+	change func(testing.TB, string)
+	want   []found
+}
+
+// Segments of logOf begin with records 1, 6 and 11 and hold five each; 15 is the last.
+const second, third = "audit-00000000000000000006.jsonl", "audit-00000000000000000011.jsonl"
+
+func damages() []damage {
 	in := func(segment string, change func([][]byte) [][]byte) func(testing.TB, string) {
 		return func(t testing.TB, dir string) { rewrite(t, dir, segment, change) }
 	}
-	cases := []struct {
-		name   string
-		change func(testing.TB, string)
-		want   []found
-	}{
+	return []damage{
 		{"nothing", func(testing.TB, string) {}, nil},
 		{"a deleted line", in(second, func(l [][]byte) [][]byte { return slices.Delete(l, 2, 3) }), []found{{FaultMissing, 8, 3}}},
 		{"two swapped lines", in(second, func(l [][]byte) [][]byte { l[2], l[3] = l[3], l[2]; return l }),
@@ -182,13 +187,16 @@ func TestVerifyFinds(t *testing.T) {
 			}
 		}, []found{{FaultChanged, 10, 5}, {FaultReplaced, 15, 5}}},
 	}
+}
+
+func TestVerifyFinds(t *testing.T) {
 	master := directory(t)
 	head := logOf(t, master)
 	if names := segmentsOf(t, master); head.Seq != 15 || !slices.Equal(names, []string{segmentName(1), second, third}) {
 		t.Fatalf("the log is %v up to %v", names, head)
 	}
 	remove(t, master, headName) // only the chain and the head that was kept
-	for _, c := range cases {
+	for _, c := range damages() {
 		t.Run(c.name, func(t *testing.T) {
 			dir := copyOf(t, master)
 			c.change(t, dir)
