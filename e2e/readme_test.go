@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bytes"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -69,7 +70,7 @@ func paste(t *testing.T, home, script string) string {
 	shell.Env = append(os.Environ(), "HOME="+home)
 	shell.Stdin = strings.NewReader(script)
 	shell.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	output := &lab.Log{}
+	output := &bytes.Buffer{}
 	shell.Stdout, shell.Stderr = output, output
 	shell.WaitDelay = 5 * time.Second
 	if err := shell.Start(); err != nil {

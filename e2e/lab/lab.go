@@ -55,10 +55,11 @@ type Lab struct {
 	TB
 	Dir            string   // the working directory of every program
 	Programs       string   // the directory of the three programs
-	Environment    []string // what every program gets beside this process's own
+	Environment    []string // what every program gets beside this process's own; it may override the configuration
 	Bridge, Server *Process
-	Clients        string // the bridge's address for clients
-	Servers        string // and for servers
+	Clients        string         // the bridge's address for clients
+	Servers        string         // and for servers
+	HSM            *softhsm.Token // with the driver SoftHSM
 }
 
 // Driver says where a lab keeps its keys.
@@ -81,6 +82,7 @@ var SoftHSM = Driver{"softhsm", func(l *Lab) {
 	if err != nil {
 		l.Fatal(err)
 	}
+	l.HSM = token
 	l.Environment = append(l.Environment, token.Env()...)
 	l.Operator("token", "add", "vault", "--driver", "pkcs11", "--module", token.Store.Module, "--serial", token.Serial, "--pin-file", "pin", "--manager", "olga", "--passphrase-file", "olga.passphrase")
 }}

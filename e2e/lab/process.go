@@ -5,7 +5,6 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
-	"sync"
 	"syscall"
 	"time"
 )
@@ -15,16 +14,20 @@ type Process struct {
 	TB      TB
 	Name    string
 	Command *exec.Cmd
-	Log     *Log
+	Log     Log
 	Ended   chan struct{} // closed when the process has been waited for
 }
 
 // Start runs a program until the end of t; its output is kept, and shown when t has failed.
 func Start(t TB, command *exec.Cmd) *Process {
 	t.Helper()
-	p := &Process{TB: t, Name: command.Args[0], Command: command, Log: &Log{}, Ended: make(chan struct{})}
-	command.Stderr = p.Log
-	command.Stdout = p.Log
+	log, err := os.CreateTemp(t.TempDir(), "log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	p := &Process{TB: t, Name: command.Args[0], Command: command, Log: Log(log.Name()), Ended: make(chan struct{})}
+	command.Stderr, command.Stdout = log, log
 	if err := command.Start(); err != nil {
 		t.Fatalf("start %s: %v", p.Name, err)
 	}
@@ -82,24 +85,17 @@ func (p *Process) WaitLog(pattern string) []string {
 	}
 }
 
-// Log collects what a process writes while others read it.
-type Log struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-// Write appends to the log.
-func (b *Log) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
+// Log is the path of a file that a process writes to. A file, unlike a pipe,
+// costs this process nothing while another one is being measured.
+type Log string
 
 // String returns everything written so far.
-func (b *Log) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
+func (l Log) String() string {
+	text, err := os.ReadFile(string(l))
+	if err != nil {
+		return err.Error()
+	}
+	return string(text)
 }
 
 // Call is one call of a program, to its end.
