@@ -175,7 +175,7 @@ func (c *Client) sign(ctx context.Context, key string, body wire.RequestBody) (w
 		if errors.As(err, &lost) && lost.sent {
 			interrupted := *ErrInterrupted
 			interrupted.Err = lost.cause
-			interrupted.Hint = lostText(lost.cause)
+			interrupted.Hint = lostText(lost.cause) + "; sign again if a second signature does no harm"
 			return nil, &interrupted
 		}
 		return reply, err

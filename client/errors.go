@@ -118,6 +118,14 @@ func lostText(cause error) string {
 	return "the connection to the server was lost: " + cause.Error()
 }
 
+// hints are for the failures whose sentence says only what is wrong.
+var hints = map[wire.Code]string{
+	CodeTimeout:        "try again, or allow more time",
+	CodeConnectionLost: "try again; if it stays so, the logs of the bridge and the server say why",
+	CodeBadReply:       "use the same version on both sides; if it is the same, tell the server's operator",
+	CodeBadSignature:   "do not use it, and tell the server's operator",
+}
+
 var kindCodes = map[tunnel.Kind]wire.Code{
 	tunnel.KindConfig:            CodeSettings,
 	tunnel.KindCanceled:          CodeCanceled,
@@ -150,6 +158,9 @@ func told(op, key string, err error) error {
 	}
 	if e.Key == "" {
 		e.Key = key
+	}
+	if e.Hint == "" {
+		e.Hint = hints[e.Code]
 	}
 	return &e
 }

@@ -27,6 +27,9 @@ type kind struct {
 	hint     string
 }
 
+// restoreDatabase is what remains to do about a damaged database.
+const restoreDatabase = "stop the daemon and restore the database from its backup"
+
 var kinds = []kind{
 	{access.ErrWrongPassphrase, cli.ExitDenied, "wrong_passphrase", "each grant has its own passphrase: is it the one for this key or token?"},
 	{admin.ErrNotManager, cli.ExitDenied, "not_allowed", ""},
@@ -38,38 +41,38 @@ var kinds = []kind{
 	{users.ErrFinalTry, cli.ExitToken, "pin_final_try", ""},
 	{users.ErrPINRejected, cli.ExitToken, "pin_rejected", ""},
 	{users.ErrNotFound, cli.ExitFailed, "not_found", "the list commands show the names; they are compared exactly"},
-	{users.ErrExists, cli.ExitFailed, "exists", ""},
+	{users.ErrExists, cli.ExitFailed, "exists", "the list and show commands tell what is there; choose another name, or delete that first"},
 	{users.ErrInUse, cli.ExitFailed, "in_use", "delete what depends on it first"},
-	{users.ErrName, cli.ExitUsage, "bad_name", ""},
+	{users.ErrName, cli.ExitUsage, "bad_name", "choose another name"},
 	{users.ErrPINChangeInFlight, cli.ExitUnreachable, "pin_change_in_flight", "'token change-pin --settle' completes it"},
 	{users.ErrStale, cli.ExitUnreachable, "changed_meanwhile", "somebody else changed the same at this moment; try again"},
 
-	{token.ErrPINIncorrect, cli.ExitDenied, "pin_incorrect", ""},
-	{token.ErrPINLocked, cli.ExitToken, "pin_locked", ""},
+	{token.ErrPINIncorrect, cli.ExitDenied, "pin_incorrect", "check the PIN before you try again: the token counts wrong ones, and a few lock it"},
+	{token.ErrPINLocked, cli.ExitToken, "pin_locked", "have the token's security officer set a new PIN with the token's own tool; then 'token repair-pin' wraps it for all grants"},
 	{token.ErrPINInvalid, cli.ExitUsage, "pin_invalid", "choose another PIN; the token's manual says which it takes"},
 	{token.ErrTokenAbsent, cli.ExitToken, "token_absent", "is it plugged in, its service running, and the path right? 'token probe' shows what a module has"},
-	{token.ErrUnsupported, cli.ExitFailed, "unsupported", ""},
+	{token.ErrUnsupported, cli.ExitFailed, "unsupported", "choose what this token can do; 'token probe' lists the algorithms of a module's tokens"},
 	{token.ErrBusy, cli.ExitUnreachable, "token_busy", "try again; 'token add --max-sessions' bounds what the daemon takes"},
-	{token.ErrKeyExists, cli.ExitFailed, "key_exists", ""},
+	{token.ErrKeyExists, cli.ExitFailed, "key_exists", "'key adopt' registers a key that the token holds already"},
 	{token.ErrNoKey, cli.ExitFailed, "no_such_key", "'token show --keys' lists what the token holds"},
-	{token.ErrMismatch, cli.ExitFailed, "key_mismatch", ""},
-	{token.ErrLoginRequired, cli.ExitToken, "token_locked", ""},
+	{token.ErrMismatch, cli.ExitFailed, "key_mismatch", "do not sign with it before you know who changed it; then restore the token's key, or 'key delete' and 'key adopt' it anew"},
+	{token.ErrLoginRequired, cli.ExitToken, "token_locked", "something logged the token out meanwhile; try again"},
 
 	{access.ErrEnrolment, cli.ExitUsage, "bad_enrolment", "have the user run 'chancery enroll' again and send the whole line"},
 	{access.ErrParameters, cli.ExitUsage, "bad_enrolment", "have the user run 'chancery enroll' again"},
-	{access.ErrMalformed, cli.ExitFailed, "database_damaged", "restore the database from its backup"},
+	{access.ErrMalformed, cli.ExitFailed, "database_damaged", restoreDatabase},
 
 	{openpgp.ErrOptions, cli.ExitUsage, "bad_request", ""},
 	{openpgp.ErrUnsupported, cli.ExitFailed, "unsupported", ""},
 	{x509cert.ErrSubject, cli.ExitUsage, "bad_request", ""},
 	{x509cert.ErrOptions, cli.ExitUsage, "bad_request", ""},
 	{x509cert.ErrUnsupported, cli.ExitFailed, "unsupported", ""},
-	{x509cert.ErrCertificate, cli.ExitFailed, "certificate_invalid", ""},
-	{openpgp.ErrCertificate, cli.ExitFailed, "certificate_invalid", ""},
+	{x509cert.ErrCertificate, cli.ExitFailed, "certificate_invalid", "give one X.509 certificate in PEM (BEGIN CERTIFICATE)"},
+	{openpgp.ErrCertificate, cli.ExitFailed, "certificate_invalid", "give one public OpenPGP certificate in ASCII armour"},
 
 	{pki.ErrExists, cli.ExitFailed, "file_exists", "move it away first: nothing is overwritten"},
 	{pki.ErrRequest, cli.ExitUsage, "bad_request", ""},
-	{pki.ErrCA, cli.ExitFailed, "ca_unusable", ""},
+	{pki.ErrCA, cli.ExitFailed, "ca_unusable", "name with --ca a directory that 'chancery-server pki init' made"},
 	{certfile.ErrUnusable, cli.ExitUsage, "certificate_unusable", "see the table [tls] of the configuration"},
 
 	{sqlite.ErrPermissions, cli.ExitFailed, "state_permissions", ""},
@@ -96,12 +99,12 @@ func classify(err error) *cli.Error {
 var databaseKinds = map[int]kind{
 	5:  {exit: cli.ExitUnreachable, code: "database_busy", hint: "another process is changing the database; try again"},
 	6:  {exit: cli.ExitUnreachable, code: "database_busy", hint: "another process is changing the database; try again"},
-	8:  {exit: cli.ExitFailed, code: "state_unwritable"},
-	10: {exit: cli.ExitFailed, code: "disk_failed"},
-	11: {exit: cli.ExitFailed, code: "database_damaged"},
+	8:  {exit: cli.ExitFailed, code: "state_unwritable", hint: "the database or its file system is read-only: mount it for writing, and run this as the user of the daemon"},
+	10: {exit: cli.ExitFailed, code: "disk_failed", hint: "look at the system's log for the disk's errors before you go on"},
+	11: {exit: cli.ExitFailed, code: "database_damaged", hint: restoreDatabase},
 	13: {exit: cli.ExitFailed, code: "disk_full", hint: "make room; nothing half-done is left in the database"},
-	14: {exit: cli.ExitFailed, code: "state_unusable"},
-	26: {exit: cli.ExitFailed, code: "database_damaged"},
+	14: {exit: cli.ExitFailed, code: "state_unusable", hint: "see state.directory in the configuration, and run this as the user of the daemon"},
+	26: {exit: cli.ExitFailed, code: "database_damaged", hint: restoreDatabase},
 }
 
 // databaseKind sorts what SQLite itself has failed with.

@@ -252,7 +252,7 @@ func readLimited(path string, limit int64) ([]byte, error) {
 		return nil, &cli.Error{Exit: cli.ExitFailed, Code: "file_unreadable", Message: fmt.Sprintf("cannot read the file: %s", err), Cause: err}
 	}
 	if int64(len(content)) > limit {
-		return nil, cli.Failed("file_too_large", "%s is larger than %d bytes", path, limit)
+		return nil, cli.Failed("file_too_large", "%s is larger than %d bytes; is it the right file?", path, limit)
 	}
 	return content, nil
 }

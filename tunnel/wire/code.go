@@ -68,7 +68,7 @@ var codes = []struct {
 	code Code
 	advice
 }{
-	{CodeUnsupported, advice{"the server does not know this request; its version may be older than the client's", RetryNo, 0, ExitFailed}},
+	{CodeUnsupported, advice{"the server does not know this request; its version may be older than the client's; ask its operator for a newer one", RetryNo, 0, ExitFailed}},
 	{CodeInternal, advice{"the server failed; its log says why, ask its operator", RetryNo, 0, ExitFailed}},
 	{CodeNoSuchKey, advice{"no such key, or it is not granted to you; list yours, or ask a manager of the key for a grant", RetryNo, 0, ExitDenied}},
 	{CodeWrongPassphrase, advice{"the passphrase does not open this key; check that it is the one for this key", RetryNo, 0, ExitDenied}},
@@ -76,7 +76,7 @@ var codes = []struct {
 	{CodeKeyDisabled, advice{"the key is disabled; ask its manager", RetryNo, 0, ExitDenied}},
 	{CodeGrantExpired, advice{"your grant for this key has expired; ask a manager of the key for a new one", RetryNo, 0, ExitDenied}},
 	{CodeUserDisabled, advice{"your user is disabled; ask the server's operator", RetryNo, 0, ExitDenied}},
-	{CodeDigestInvalid, advice{"the digest is not hexadecimal or its length does not fit its hash function", RetryNo, 0, ExitFailed}},
+	{CodeDigestInvalid, advice{"the digest is not hexadecimal or its length does not fit its hash function; send the whole digest of the hash function that you name", RetryNo, 0, ExitFailed}},
 	{CodeAlgorithmMismatch, advice{"this key cannot sign that way; choose a hash and scheme that fit its algorithm", RetryNo, 0, ExitFailed}},
 	{CodeTokenAbsent, advice{"the token that holds this key is absent; the server keeps looking for it, unlock again later", RetryLater, 5 * time.Second, ExitToken}},
 	{CodeTokenLocked, advice{"the token refuses every PIN; its security officer must unlock it", RetryNo, 0, ExitToken}},
@@ -85,7 +85,7 @@ var codes = []struct {
 	{CodeKeyMismatch, advice{"the token's key is not the one that was registered, so it is refused; ask the server's operator", RetryNo, 0, ExitFailed}},
 	{CodeBusy, advice{"the server is busy; try again", RetryLater, time.Second, ExitUnreachable}},
 	{CodeShuttingDown, advice{"the server is shutting down; connect again", RetryReconnect, time.Second, ExitUnreachable}},
-	{CodeRequiresAdmin, advice{"the server asks for an administrator", RetryNo, 0, ExitDenied}},
+	{CodeRequiresAdmin, advice{"this needs an administrator of the server; ask its operator", RetryNo, 0, ExitDenied}},
 	{CodeNoSuchUser, advice{"the server does not know this user; ask its operator", RetryNo, 0, ExitDenied}},
 }
 
