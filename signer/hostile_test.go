@@ -3,6 +3,7 @@ package signer
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"chancery/access"
 	"chancery/tunnel/wire"
@@ -93,4 +94,43 @@ func TestExchangedRowsDoNotLendOnesHandleToTheOther(t *testing.T) {
 	bob := w.connect("bob", true)
 	bob.refused(unlockRequest("p384", passphrase), wire.CodeKeyMismatch)
 	bob.refused(signRequest("p384"), wire.CodeNotUnlocked)
+}
+
+func TestHangingUpDoesNotShortenThePauseAfterAGuess(t *testing.T) {
+	const pause = 500 * time.Millisecond
+	w := newWorld(t, func(_ *world, cfg *Config) { cfg.FailurePause = pause })
+	w.awaitToken(StateReady)
+	begin := time.Now()
+	guess := w.connect("alice", true)
+	guess.send(unlockRequest("p256", "wrong-passphrase"))
+	w.eventually("the guess to be looked at", func() bool { return len(w.server.derivations) == 1 })
+	guess.write([]byte("\xff\xff\xff\xff\xff\xff\xff\xff")) // a frame too large ends the session at once
+	next := w.connect("alice", true)
+	want[*wire.UnlockReply](next, next.call(unlockRequest("p256", passphrase)))
+	if took := time.Since(begin); took < pause {
+		t.Errorf("the next guess was looked at after %v", took)
+	}
+}
+
+func TestOneUserDoesNotTakeTheServersRequests(t *testing.T) {
+	w := newWorld(t, func(_ *world, cfg *Config) {
+		cfg.SessionRequests, cfg.ServerRequests, cfg.FailurePause = 4, 16, time.Minute
+		cfg.RequestTimeout, cfg.DrainTimeout = time.Minute, time.Millisecond
+	})
+	w.awaitToken(StateReady)
+	for range 8 {
+		c := w.connect("alice", true)
+		var frames []byte
+		for range 4 {
+			frames, _ = c.encode(frames, unlockRequest("p256", "wrong-passphrase"))
+		}
+		go c.conn.Write(frames)
+	}
+	w.eventually("alice's requests to wait", func() bool { return w.server.Status().InFlight >= 4 })
+	time.Sleep(20 * time.Millisecond) // for more of them, if they were let in
+	bob := w.connect("bob", true)
+	want[*wire.WhoAmIReply](bob, bob.call(&wire.WhoAmI{}))
+	if n := w.server.Status().InFlight; n > 4 {
+		t.Errorf("%d of alice's requests are in flight", n)
+	}
 }

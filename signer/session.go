@@ -27,6 +27,7 @@ type session struct {
 	peer     *peer
 	log      *slog.Logger
 
+	serving  context.Context // ends when the server gives its sessions up, not with this one
 	cancel   context.CancelCauseFunc
 	requests *semaphore.Weighted // see requestWeight
 	handlers sync.WaitGroup
@@ -52,10 +53,12 @@ func (s *Server) serve(accepting, ctx context.Context, conn Conn) {
 		return
 	}
 	defer s.leave(user.ID, shared)
-	ctx, cancel := context.WithCancelCause(ctx)
+	serving := ctx
+	ctx, cancel := context.WithCancelCause(serving)
 	defer cancel(nil)
 	t := &session{
-		server: s, conn: conn, id: uuid.UUID(conn.Session()), extended: conn.Extended(),
+		serving: serving,
+		server:  s, conn: conn, id: uuid.UUID(conn.Session()), extended: conn.Extended(),
 		userID: user.ID, user: user.Name, peer: shared, log: log, cancel: cancel,
 		requests: semaphore.NewWeighted(int64(s.cfg.SessionRequests)),
 		replies:  make(chan *reply, s.cfg.SessionRequests),
@@ -195,13 +198,20 @@ func (s *Server) requestWeight(frame int) int64 {
 	return int64(min(1+frame/unit, s.cfg.SessionRequests, s.cfg.ServerRequests))
 }
 
-// admit waits until the request fits into the session's and the server's limits.
-// Meanwhile nothing is read, and the peer has to wait.
+// admit waits until the request fits into the session's, the user's and the
+// server's limits. Meanwhile nothing is read, and the peer has to wait.
 func (t *session) admit(ctx context.Context, weight int64) error {
 	if err := t.requests.Acquire(ctx, weight); err != nil {
 		return err
 	}
-	return t.server.requests.Acquire(ctx, weight)
+	if err := t.peer.requests.Acquire(ctx, weight); err != nil {
+		return err
+	}
+	err := t.server.requests.Acquire(ctx, weight)
+	if err != nil {
+		t.peer.requests.Release(weight)
+	}
+	return err
 }
 
 // start answers one request in a goroutine of its own. An unlock of a plain
@@ -215,6 +225,7 @@ func (t *session) start(ctx context.Context, r *reply, request *wire.Request, fa
 		t.answer(ctx, r, request, fault)
 		t.server.inFlight.Add(-1)
 		t.server.requests.Release(r.weight)
+		t.peer.requests.Release(r.weight)
 		close(r.ready)
 		if t.extended {
 			t.replies <- r

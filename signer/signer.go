@@ -70,7 +70,7 @@ type Config struct {
 	MaxSessions        int           // default 256; further clients wait at the bridge
 	MaxSessionsPerUser int           // default 64; a further one is closed at once
 	SessionRequests    int           // default 256: requests in flight in one session, each 16 KiB of a frame counting as one
-	ServerRequests     int           // default 4096: the same for all sessions together
+	ServerRequests     int           // default 4096: the same for all sessions together; those of one user get a quarter of it, or what one session may
 	BatchConcurrency   int           // default 16: signatures of one sign_all asked from the token at once
 	MaxDerivations     int           // default 2: passphrases being derived at once; each takes what its Argon2id parameters say
 	RequestTimeout     time.Duration // default 30 s: from a request's arrival to its answer
@@ -142,7 +142,8 @@ type Server struct {
 // peer is what the sessions of one user share.
 type peer struct {
 	sessions  int
-	unlocking chan struct{} // one unlock at a time
+	unlocking chan struct{}       // one unlock at a time
+	requests  *semaphore.Weighted // see requestWeight
 }
 
 // New returns a server that has not opened anything yet.
@@ -258,7 +259,8 @@ func (s *Server) join(userID int64) (*peer, bool) {
 	defer s.mu.Unlock()
 	p, ok := s.peers[userID]
 	if !ok {
-		p = &peer{unlocking: make(chan struct{}, 1)}
+		limit := max(s.cfg.ServerRequests/4, s.cfg.SessionRequests)
+		p = &peer{unlocking: make(chan struct{}, 1), requests: semaphore.NewWeighted(int64(limit))}
 		s.peers[userID] = p
 	}
 	if p.sessions >= s.cfg.MaxSessionsPerUser {

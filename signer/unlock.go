@@ -30,7 +30,7 @@ func (t *session) unlock(ctx context.Context, request *wire.Unlock) (wire.Respon
 	defer func() { <-t.peer.unlocking }()
 	keyID, opened, err := t.open(ctx, request)
 	if err != nil {
-		sleep(ctx, t.server.cfg.FailurePause)
+		sleep(t.serving, t.server.cfg.FailurePause) // hanging up does not cut it short
 		return nil, err
 	}
 	t.mu.Lock()
