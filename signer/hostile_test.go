@@ -1,11 +1,13 @@
 package signer
 
 import (
+	"context"
 	"slices"
 	"testing"
 	"time"
 
 	"chancery/access"
+	"chancery/token"
 	"chancery/tunnel/wire"
 	"chancery/users"
 )
@@ -132,5 +134,33 @@ func TestOneUserDoesNotTakeTheServersRequests(t *testing.T) {
 	want[*wire.WhoAmIReply](bob, bob.call(&wire.WhoAmI{}))
 	if n := w.server.Status().InFlight; n > 4 {
 		t.Errorf("%d of alice's requests are in flight", n)
+	}
+}
+
+func TestRevocationStopsABatchInTheMiddle(t *testing.T) {
+	w := newWorld(t, func(_ *world, cfg *Config) { cfg.BatchConcurrency = 1 })
+	alice := w.unlockedClient("p256")
+	reached, revoked := make(chan struct{}, 1), make(chan struct{})
+	w.keys[token.P256].before(func(context.Context, []byte) error {
+		select {
+		case reached <- struct{}{}:
+			<-revoked
+		default:
+		}
+		return nil
+	})
+	batch := &wire.SignAll{Key: "p256"}
+	for range 10 {
+		batch.Digests = append(batch.Digests, digestOf(wire.SHA256, "text"))
+	}
+	alice.send(batch)
+	<-reached
+	w.change(func(s *fakeStore) { s.grants = nil })
+	close(revoked)
+	if failed := want[*wire.Error](alice, alice.receive().Body); failed.Code != wire.CodeNoSuchKey {
+		t.Errorf("answer %+v", failed)
+	}
+	if signed := w.keys[token.P256].signed.Load(); signed != 1 {
+		t.Errorf("%d signatures were made", signed)
 	}
 }

@@ -37,7 +37,8 @@ func (t *session) sign(ctx context.Context, request *wire.Sign) (wire.ResponseBo
 	return &wire.SignReply{Signature: signature}, nil
 }
 
-// signAll checks every entry before the first is signed, and answers all or none.
+// signAll checks every entry before the first is signed, and answers all or none. A batch
+// takes its time, so that the grant is looked at again for each signature.
 func (t *session) signAll(ctx context.Context, request *wire.SignAll) (wire.ResponseBody, error) {
 	opened, err := t.authorise(request.Key, time.Now())
 	if err != nil {
@@ -53,6 +54,9 @@ func (t *session) signAll(ctx context.Context, request *wire.SignAll) (wire.Resp
 	for i, j := range jobs {
 		group.Go(func() error {
 			return t.guard(func() (err error) {
+				if _, err := t.authorise(request.Key, time.Now()); err != nil {
+					return err
+				}
 				signatures[i], err = t.perform(ctx, opened, j)
 				return err
 			})
