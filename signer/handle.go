@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"chancery/tunnel/wire"
+	"chancery/users"
 )
 
 // answer fills in the reply to one request, whatever happens.
@@ -32,7 +34,7 @@ func (t *session) answer(ctx context.Context, r *reply, request *wire.Request, f
 
 // refuse logs why a request failed and returns what the peer learns of it.
 func (t *session) refuse(request *wire.Request, err error) *wire.Error {
-	key := keyOf(request.Body)
+	key := clip(keyOf(request.Body))
 	failure := toWire(err, key)
 	log := t.log.With("request", request.ID, "kind", request.Body.Name(), "key", key, "code", string(failure.Code), "error", err)
 	if failure.Code == wire.CodeInternal {
@@ -41,6 +43,15 @@ func (t *session) refuse(request *wire.Request, err error) *wire.Error {
 		log.Warn("request refused")
 	}
 	return failure
+}
+
+// clip cuts a name that no key can have, so that a peer does not choose how much is
+// logged and answered.
+func clip(name string) string {
+	if len(name) <= users.MaxNameSize {
+		return name
+	}
+	return strings.ToValidUTF8(name[:users.MaxNameSize], "") + "…"
 }
 
 // guard turns a panic into an error. Its stack goes to the log only.

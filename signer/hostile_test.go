@@ -3,6 +3,7 @@ package signer
 import (
 	"context"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -162,5 +163,21 @@ func TestRevocationStopsABatchInTheMiddle(t *testing.T) {
 	}
 	if signed := w.keys[token.P256].signed.Load(); signed != 1 {
 		t.Errorf("%d signatures were made", signed)
+	}
+}
+
+func TestPeersDoNotChooseTheSizeOfLogsAndRefusals(t *testing.T) {
+	w := newWorld(t)
+	c := w.connect("alice", true)
+	name := strings.Repeat("\x00é", 100_000)
+	if got := c.refused(&wire.GetKey{Key: name}, wire.CodeNoSuchKey); len(got.Message) > 1000 {
+		t.Errorf("a message of %d bytes", len(got.Message))
+	}
+	c.refused(signRequest(name), wire.CodeNoSuchKey)
+	frame := `{"session_id":"` + c.session.String() + `","request_id":9,"request":{"` + strings.Repeat("x", 500_000) + `":{}}}`
+	c.write(wire.AppendFrame(nil, []byte(frame)))
+	want[*wire.UnsupportedReply](c, c.receive().Body)
+	if size := len(w.logs.String()); size > 10_000 {
+		t.Errorf("a log of %d bytes", size)
 	}
 }

@@ -22,6 +22,9 @@ var errShape = errors.New("not what the protocol wants")
 
 const maxDepth = 64
 
+// maxPrinted bounds, in characters, what an error repeats of a peer's text.
+const maxPrinted = 64
+
 func shape(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", errShape, fmt.Sprintf(format, args...))
 }
@@ -414,7 +417,7 @@ func (c *cursor) tagged(variant func(tag string) error) error {
 		}
 		tag := string(name)
 		if err := variant(tag); err != nil {
-			return fmt.Errorf("%s: %w", tag, err)
+			return fmt.Errorf("%.*q: %w", maxPrinted, tag, err)
 		}
 		return nil
 	})
