@@ -59,7 +59,7 @@ func (a *app) show(command *cobra.Command, value any, fields []field) error {
 		width = max(width, len(f.name))
 	}
 	for _, f := range fields {
-		if _, err := fmt.Fprintf(command.OutOrStdout(), "%-*s  %s\n", width+1, f.name+":", f.value); err != nil {
+		if _, err := fmt.Fprintf(command.OutOrStdout(), "%-*s  %s\n", width+1, f.name+":", cli.Visible(f.value)); err != nil {
 			return err
 		}
 	}

@@ -143,3 +143,18 @@ func TestRunGivesUsageErrorsTheirExitCode(t *testing.T) {
 		}
 	}
 }
+
+func TestForeignTextDoesNotDriveTheTerminal(t *testing.T) {
+	const foreign = "a\x1b]0;owned\x07\tb\r\u202ec\u009b2J"
+	var out bytes.Buffer
+	if err := Table(&out, []string{"NAME", "LABEL"}, [][]string{{"x", foreign}}); err != nil {
+		t.Fatal(err)
+	}
+	report(&out, "program", &Error{Code: foreign, Message: foreign, Hint: foreign}, false)
+	if strings.ContainsAny(out.String(), "\x1b\x07\r\u202e\u009b") {
+		t.Errorf("printed %q", out.String())
+	}
+	if got := Visible("Zoë's key, 100 % – ok"); got != "Zoë's key, 100 % – ok" {
+		t.Errorf("harmless text became %q", got)
+	}
+}

@@ -88,9 +88,10 @@ func report(w io.Writer, program string, e *Error, asJSON bool) {
 			return
 		}
 	}
-	fmt.Fprintf(w, "%s: %s [%s]\n", program, e.Message, e.Code)
+	const lines = "\n\t" // some errors have several
+	fmt.Fprintf(w, "%s: %s [%s]\n", program, visible(e.Message, lines), Visible(e.Code))
 	if e.Hint != "" {
-		fmt.Fprintf(w, "%s: hint: %s\n", program, e.Hint)
+		fmt.Fprintf(w, "%s: hint: %s\n", program, visible(e.Hint, lines))
 	}
 }
 
