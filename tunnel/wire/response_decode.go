@@ -2,7 +2,9 @@ package wire
 
 import (
 	"fmt"
+	"strings"
 	"time"
+	"unicode"
 )
 
 // DecodeResponse decodes one frame of a Chancery or Siguldry server. The response
@@ -124,8 +126,8 @@ func (e *Error) read(c *cursor) error {
 	)
 	seen, err := c.fields(record{
 		{"reason", true, set(&reason, readReason)},
-		{"code", false, set(&e.Code, named[Code])},
-		{"message", false, set(&e.Message, (*cursor).string)},
+		{"code", false, set(&e.Code, readCode)},
+		{"message", false, set(&e.Message, readSentence)},
 		{"retry", false, set(&e.Retry, named[Retry])},
 		{"retry_after_ms", false, set(&retryAfter, (*cursor).uint64)},
 	})
@@ -176,6 +178,30 @@ func readReason(c *cursor) (code Code, err error) {
 		return CodeRequiresAdmin, nil
 	}
 	return "", shape("unknown reason")
+}
+
+// maxSentence bounds, in characters, what a server may say to a user.
+const maxSentence = 1000
+
+// readSentence reads text that is shown to a user: what a terminal would act upon instead of
+// showing it becomes U+FFFD, line ends included, since those would forge another message.
+func readSentence(c *cursor) (string, error) {
+	s, err := c.string()
+	count := 0
+	return strings.Map(func(r rune) rune {
+		switch count++; {
+		case count > maxSentence:
+			return -1
+		case !unicode.IsPrint(r):
+			return unicode.ReplacementChar
+		}
+		return r
+	}, s), err
+}
+
+func readCode(c *cursor) (Code, error) {
+	s, err := readSentence(c)
+	return Code(s), err
 }
 
 // named reads a string into a type of names.

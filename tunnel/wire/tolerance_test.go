@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"chancery/tunnel/wire"
 )
@@ -34,6 +35,7 @@ func TestDecodeRequestAccepts(t *testing.T) {
 		"simple session":                `{"session_id":"019f1c6e7a407c319f023d5e8a1b6c70","request_id":7,"request":{"who_am_i":{}}}`,
 		"upper-case session":            `{"session_id":"019F1C6E-7A40-7C31-9F02-3D5E8A1B6C70","request_id":7,"request":{"who_am_i":{}}}`,
 		"scheme without extension":      request(`{"sign":{"key":"k","digest_algorithm":"Sha256","digest":"00","scheme":7}}`),
+		"terms without extension":       request(`{"sign":{"key":"k","digest_algorithm":"Sha256","digest":"00","idempotency_key":7,"deadline_ms":"x","deadline_ms":-1}}`),
 		"deepest nesting":               request(`{"who_am_i":{"x":` + strings.Repeat("[", 61) + strings.Repeat("]", 61) + `}}`),
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -50,6 +52,7 @@ func TestDecodeRequestAccepts(t *testing.T) {
 
 func TestDecodeRequestAnswersUnsupported(t *testing.T) {
 	sign := func(fields string) string { return request(`{"sign":{"key":"k",` + fields + `}}`) }
+	const key = "6fa459ea-ee8a-4ca4-894e-db77e160355e"
 	cases := []struct {
 		name, text string
 		id         uint64
@@ -106,6 +109,16 @@ func TestDecodeRequestAnswersUnsupported(t *testing.T) {
 		{"base64 for URLs", sign(`"message":"__--"`), 7, true},
 		{"digests and messages", request(`{"sign_all":{"key":"k","digests":[],"messages":[]}}`), 7, true},
 		{"neither digests nor messages", request(`{"sign_all":{"key":"k"}}`), 7, true},
+		{"idempotency key no UUID", sign(`"message":"","idempotency_key":"once"`), 7, true},
+		{"idempotency key nil", sign(`"message":"","idempotency_key":"00000000-0000-0000-0000-000000000000"`), 7, true},
+		{"idempotency key null", sign(`"message":"","idempotency_key":null`), 7, true},
+		{"idempotency key twice", sign(`"message":"","idempotency_key":"` + key + `","idempotency_key":"` + key + `"`), 7, true},
+		{"deadline zero", sign(`"message":"","deadline_ms":0`), 7, true},
+		{"deadline negative", sign(`"message":"","deadline_ms":-1`), 7, true},
+		{"deadline fractional", sign(`"message":"","deadline_ms":1.5`), 7, true},
+		{"deadline a string", sign(`"message":"","deadline_ms":"5000"`), 7, true},
+		{"deadline beyond u64", sign(`"message":"","deadline_ms":18446744073709551616`), 7, true},
+		{"deadline twice", request(`{"sign_all":{"key":"k","messages":[],"deadline_ms":1,"deadline_ms":1}}`), 7, true},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -118,6 +131,43 @@ func TestDecodeRequestAnswersUnsupported(t *testing.T) {
 				t.Errorf("request id %d, want %d", unsupported.RequestID, c.id)
 			}
 		})
+	}
+}
+
+func TestTermsOfEveryForm(t *testing.T) {
+	sign := func(fields string) string { return request(`{"sign":{"key":"k","message":"",` + fields + `}}`) }
+	for text, want := range map[string]wire.Terms{
+		sign(`"idempotency_key":"6FA459EA-EE8A-4CA4-894E-DB77E160355E"`):          {IdempotencyKey: idempotencyKey},
+		sign(`"idempotency_key":"6fa459eaee8a4ca4894edb77e160355e"`):              {IdempotencyKey: idempotencyKey},
+		sign(`"idempotency_key":"{6fa459ea-ee8a-4ca4-894e-db77e160355e}"`):        {IdempotencyKey: idempotencyKey},
+		sign(`"idempotency_key":"urn:uuid:6fa459ea-ee8a-4ca4-894e-db77e160355e"`): {IdempotencyKey: idempotencyKey},
+		sign(`"deadline_ms":1`):                    {Deadline: time.Millisecond},
+		sign(`"deadline_ms":18446744073709551615`): {Deadline: wire.MaxDeadline},
+	} {
+		got, err := decodes(text, true)
+		if err != nil {
+			t.Errorf("%s: %v", text, err)
+		} else if terms := got.Body.(*wire.Sign).Terms; terms != want {
+			t.Errorf("%s: %+v", text, terms)
+		}
+		got, err = decodes(strings.Replace(text, `"message":""`, `"digest_algorithm":"Sha256","digest":"00"`, 1), false)
+		if err != nil || got.Body.(*wire.Sign).Terms != (wire.Terms{}) {
+			t.Errorf("%s from a version 2 peer: %+v, %v", text, got, err)
+		}
+	}
+}
+
+func TestTermsOutOfRangeAreWrittenWithinIt(t *testing.T) {
+	for deadline, want := range map[time.Duration]string{
+		-time.Second:            `"message":""}`,
+		time.Nanosecond:         `"deadline_ms":1}`,
+		1000 * time.Hour:        `"deadline_ms":86400000}`,
+		5999 * time.Microsecond: `"deadline_ms":5}`,
+	} {
+		body := &wire.Sign{Key: "k", Message: []byte{}, Terms: wire.Terms{Deadline: deadline}}
+		if text := wire.AppendRequest(nil, &wire.Request{Body: body}); !bytes.Contains(text, []byte(want)) {
+			t.Errorf("%v is written as %s", deadline, text)
+		}
 	}
 }
 
@@ -261,5 +311,20 @@ func TestDecodeResponseKeepsUnknownNames(t *testing.T) {
 	failure := got.Body.(*wire.Error)
 	if failure.Code != "quota" || failure.Message != "come back tomorrow" || failure.Retry != "tomorrow" || failure.RetryAfter <= 0 || failure.Code.Exit() != wire.ExitFailed {
 		t.Errorf("decoded %+v", failure)
+	}
+}
+
+func TestAServersWordsAreFitForATerminal(t *testing.T) {
+	frame := `{"session_id":"019f1c6e-7a40-7c31-9f02-3d5e8a1b6c70","request_id":1,"response":{"error":{"reason":"internal",` +
+		`"code":"x\u001b[2J","message":"no\u001b]0;owned\u0007\nchancery: wrote file.sig\u202e ` + strings.Repeat("é", 100_000) + `"}}}`
+	response, err := wire.DecodeResponse([]byte(frame))
+	if err != nil {
+		t.Fatal(err)
+	}
+	failed := response.Body.(*wire.Error)
+	for _, text := range []string{string(failed.Code), failed.Message} {
+		if strings.ContainsAny(text, "\x1b\x07\n\u202e") || utf8.RuneCountInString(text) > 1000 {
+			t.Errorf("%d bytes: %.100q", len(text), text)
+		}
 	}
 }
