@@ -48,6 +48,7 @@ func (s *Server) serve(accepting, ctx context.Context, conn Conn) {
 	}
 	shared, ok := s.join(user.ID)
 	if !ok {
+		s.cfg.Observer.Refused(RefusedTooMany)
 		log.Warn("session refused: the user has too many", "limit", s.cfg.MaxSessionsPerUser)
 		closeConn(conn, log)
 		return
@@ -70,10 +71,12 @@ func (s *Server) serve(accepting, ctx context.Context, conn Conn) {
 func (s *Server) identify(name string, log *slog.Logger) (*users.User, bool) {
 	user, ok := s.snapshot.Load().User(name)
 	if !ok {
+		s.cfg.Observer.Refused(RefusedUnknownUser)
 		log.Warn("session refused: no such user")
 		return nil, false
 	}
 	if user.Disabled {
+		s.cfg.Observer.Refused(RefusedDisabledUser)
 		log.Warn("session refused: the user is disabled")
 		return nil, false
 	}
@@ -129,11 +132,12 @@ func (t *session) read(ctx, reading context.Context) error {
 		if err != nil {
 			return t.endOfStream(ctx, reading, err)
 		}
+		received := time.Now()
 		request, err := wire.DecodeRequest(frame, t.extended)
 		if errors.Is(err, wire.ErrMalformed) {
 			return err
 		}
-		r := &reply{weight: t.server.requestWeight(len(frame)), ready: make(chan struct{})}
+		r := &reply{received: received, weight: t.server.requestWeight(len(frame)), ready: make(chan struct{})}
 		if err := t.admit(reading, r.weight); err != nil {
 			return t.endOfStream(ctx, reading, err)
 		}
@@ -201,6 +205,8 @@ func (s *Server) requestWeight(frame int) int64 {
 // admit waits until the request fits into the session's, the user's and the
 // server's limits. Meanwhile nothing is read, and the peer has to wait.
 func (t *session) admit(ctx context.Context, weight int64) error {
+	t.server.stalled.Add(1)
+	defer t.server.stalled.Add(-1)
 	if err := t.requests.Acquire(ctx, weight); err != nil {
 		return err
 	}
@@ -223,6 +229,7 @@ func (t *session) start(ctx context.Context, r *reply, request *wire.Request, fa
 	t.server.inFlight.Add(1)
 	t.handlers.Go(func() {
 		t.answer(ctx, r, request, fault)
+		t.server.observe(r, request)
 		t.server.inFlight.Add(-1)
 		t.server.requests.Release(r.weight)
 		t.peer.requests.Release(r.weight)

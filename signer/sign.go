@@ -18,6 +18,7 @@ type job struct {
 	input   []byte // digest, or the whole message for Ed25519
 	options crypto.SignerOpts
 	digest  wire.Digest // what the answer repeats; zero for a message
+	scheme  wire.Scheme
 }
 
 func (t *session) sign(ctx context.Context, request *wire.Sign) (wire.ResponseBody, error) {
@@ -75,7 +76,7 @@ func (t *session) perform(ctx context.Context, opened unlocked, j job) (wire.Sig
 	if err := ctx.Err(); err != nil {
 		return wire.Signature{}, err
 	}
-	signature, err := opened.key.Sign(ctx, j.input, j.options)
+	signature, err := t.server.ask(ctx, opened, j)
 	if err != nil {
 		opened.home.failed(err)
 		return wire.Signature{}, err
@@ -84,6 +85,16 @@ func (t *session) perform(ctx context.Context, opened unlocked, j job) (wire.Sig
 		Tag: algorithms[opened.algorithm].Tag(), Bytes: signature,
 		Digest: j.digest.Algorithm, Hash: j.digest.Hex,
 	}, nil
+}
+
+// ask calls the token, and is observed.
+func (s *Server) ask(ctx context.Context, opened unlocked, j job) ([]byte, error) {
+	s.signing.Add(1)
+	defer s.signing.Add(-1)
+	began := time.Now()
+	signature, err := opened.key.Sign(ctx, j.input, j.options)
+	s.cfg.Observer.Signed(opened.algorithm, j.scheme, time.Since(began), err)
+	return signature, err
 }
 
 func newJobs(algorithm token.Algorithm, request *wire.SignAll) ([]job, error) {
@@ -122,7 +133,7 @@ func newJob(algorithm token.Algorithm, scheme wire.Scheme, digest wire.Digest, m
 	if err != nil {
 		return job{}, err
 	}
-	j := job{input: sum, options: digest.Algorithm.Hash(), digest: digest}
+	j := job{input: sum, options: digest.Algorithm.Hash(), digest: digest, scheme: scheme}
 	if scheme == wire.SchemePSS {
 		j.options = &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: digest.Algorithm.Hash()}
 	}

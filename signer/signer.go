@@ -62,8 +62,9 @@ type Config struct {
 	Store users.Store
 	// Open opens a registered token, without login. It returns an error that wraps
 	// token.ErrTokenAbsent when the token is not there; any error is tried again.
-	Open func(ctx context.Context, record users.Token) (token.Token, error)
-	Log  *slog.Logger // default: slog.Default()
+	Open     func(ctx context.Context, record users.Token) (token.Token, error)
+	Log      *slog.Logger // default: slog.Default()
+	Observer Observer     // default: nobody
 
 	PollEvery time.Duration // default 1 s: how soon a change in the store takes effect
 
@@ -101,6 +102,9 @@ func (c Config) withDefaults() Config {
 	if c.Log == nil {
 		c.Log = slog.Default()
 	}
+	if c.Observer == nil {
+		c.Observer = nobody{}
+	}
 	number(&c.MaxSessions, 256)
 	number(&c.MaxSessionsPerUser, 64)
 	number(&c.SessionRequests, 256)
@@ -134,6 +138,9 @@ type Server struct {
 	derivations chan struct{}       // one per Argon2id
 	decoy       access.Parameters   // what is derived where there is no grant
 	inFlight    atomic.Int64
+	stalled     atomic.Int64 // requests that were read and wait for room
+	deriving    atomic.Int64 // unlocks that wait for a place among derivations
+	signing     atomic.Int64 // calls to tokens
 
 	mu    sync.Mutex
 	peers map[int64]*peer // by user ID, of users with a session

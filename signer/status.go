@@ -4,14 +4,33 @@ import (
 	"cmp"
 	"slices"
 	"time"
+
+	"chancery/users"
 )
 
 // Status is what a server is doing at this moment.
 type Status struct {
-	Revision int64         `json:"revision"` // of the store's state in force
-	Sessions int           `json:"sessions"`
-	InFlight int           `json:"in_flight"` // requests
-	Tokens   []TokenStatus `json:"tokens"`
+	Revision    int64             `json:"revision"` // of the store's state in force
+	Store       StoreStatus       `json:"store"`
+	Sessions    int               `json:"sessions"`
+	InFlight    int               `json:"in_flight"` // requests
+	Queued      int               `json:"queued"`    // requests that were read and wait for room among those in flight
+	Signing     int               `json:"signing"`   // signatures asked from tokens and not yet made
+	Derivations DerivationsStatus `json:"derivations"`
+	Tokens      []TokenStatus     `json:"tokens"`
+}
+
+// StoreStatus is how the latest look at the store went.
+type StoreStatus struct {
+	Looked time.Time `json:"looked"` // zero before Serve
+	Good   time.Time `json:"good"`   // when it last could be read: as old is what is in force
+	Error  string    `json:"error,omitempty"`
+}
+
+// DerivationsStatus counts the passphrases that are being turned into access keys.
+type DerivationsStatus struct {
+	Running int `json:"running"`
+	Waiting int `json:"waiting"`
 }
 
 // TokenStatus is how a registered token is.
@@ -25,7 +44,14 @@ type TokenStatus struct {
 
 // Status may be called at any time. It asks no token.
 func (s *Server) Status() Status {
-	status := Status{InFlight: int(s.inFlight.Load()), Tokens: s.tokens.status()}
+	status := Status{
+		InFlight: int(s.inFlight.Load()), Queued: int(s.stalled.Load()), Signing: int(s.signing.Load()),
+		Derivations: DerivationsStatus{Running: len(s.derivations), Waiting: int(s.deriving.Load())},
+		Tokens:      s.tokens.status(),
+	}
+	if watcher := s.watcher.Load(); watcher != nil {
+		status.Store = storeStatus(watcher.Looked())
+	}
 	if snapshot := s.snapshot.Load(); snapshot != nil {
 		status.Revision = snapshot.Revision
 	}
@@ -33,6 +59,14 @@ func (s *Server) Status() Status {
 	defer s.mu.Unlock()
 	for _, p := range s.peers {
 		status.Sessions += p.sessions
+	}
+	return status
+}
+
+func storeStatus(look users.Look) StoreStatus {
+	status := StoreStatus{Looked: look.At, Good: look.Good}
+	if look.Err != nil {
+		status.Error = look.Err.Error()
 	}
 	return status
 }

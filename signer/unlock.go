@@ -76,10 +76,16 @@ func (t *session) pretend(ctx context.Context, passphrase wire.Secret) error {
 
 // derive makes the access key, at most MaxDerivations at once.
 func (s *Server) derive(ctx context.Context, passphrase wire.Secret, parameters access.Parameters) (*access.Key, error) {
-	if err := acquire(ctx, s.derivations); err != nil {
+	asked := time.Now()
+	s.deriving.Add(1)
+	err := acquire(ctx, s.derivations)
+	s.deriving.Add(-1)
+	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errOverloaded, err)
 	}
 	defer func() { <-s.derivations }()
+	began := time.Now()
+	defer func() { s.cfg.Observer.Derived(began.Sub(asked), time.Since(began)) }()
 	if len(passphrase.Bytes()) > access.MaxPassphrase {
 		return nil, fmt.Errorf("passphrase of more than %d bytes: %w", access.MaxPassphrase, access.ErrWrongPassphrase)
 	}

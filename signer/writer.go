@@ -14,6 +14,7 @@ const coalesce = 64 << 10
 // reply is the answer to one request: response is set when ready is closed.
 type reply struct {
 	response wire.Response
+	received time.Time // its frame
 	weight   int64
 	ready    chan struct{}
 }

@@ -3,6 +3,7 @@ package users
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -13,6 +14,14 @@ type Watcher struct {
 
 	mu   sync.Mutex // held while looking, so that changed is never called twice at once
 	seen int64
+	last atomic.Pointer[Look]
+}
+
+// Look is how a Watcher's latest look at the store went.
+type Look struct {
+	At   time.Time // when it ended; one long past means that a look hangs
+	Good time.Time // when the latest good one ended
+	Err  error     // nil: it was good
 }
 
 // Watch calls changed with a first snapshot before it returns, and again within
@@ -25,6 +34,7 @@ func Watch(ctx context.Context, store Store, every time.Duration, changed func(*
 	}
 	changed(first)
 	w := &Watcher{store: store, changed: changed, seen: first.Revision}
+	w.looked(nil)
 	go w.poll(ctx, every, failed)
 	return w, nil
 }
@@ -34,6 +44,24 @@ func Watch(ctx context.Context, store Store, every time.Duration, changed func(*
 func (w *Watcher) Refresh(ctx context.Context) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	err := w.look(ctx)
+	w.looked(err)
+	return err
+}
+
+// Looked tells how the latest look went. It does not wait for one that is under way.
+func (w *Watcher) Looked() Look { return *w.last.Load() }
+
+// looked is called by one goroutine at a time.
+func (w *Watcher) looked(err error) {
+	look := &Look{At: time.Now(), Err: err}
+	if look.Good = look.At; err != nil {
+		look.Good = w.last.Load().Good
+	}
+	w.last.Store(look)
+}
+
+func (w *Watcher) look(ctx context.Context) error {
 	revision, err := w.store.Revision(ctx)
 	if err != nil || revision == w.seen {
 		return err
