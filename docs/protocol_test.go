@@ -190,6 +190,8 @@ func TestNamesAndNumbers(t *testing.T) {
 	wanted := []string{
 		strconv.Itoa(wire.MaxRequest), strconv.Itoa(wire.MaxRequestExtended), strconv.Itoa(wire.MaxResponse),
 		"`" + tunnel.Protocol + "`", `"scheme":"` + string(wire.SchemePSS) + `"`,
+		strconv.FormatInt(wire.MaxDeadline.Milliseconds(), 10), "`idempotency_key`", "`deadline_ms`",
+		"`" + string(wire.CodeIdempotencyConflict) + "`", "`" + string(wire.CodeDeadlineExceeded) + "`",
 	}
 	for status := tunnel.StatusOK; !strings.HasPrefix(status.String(), "unknown"); status++ {
 		wanted = append(wanted, fmt.Sprintf("\n| %d | ", status))

@@ -28,6 +28,10 @@ const (
 	CodeKeyMismatch       Code = "key_mismatch"
 	CodeBusy              Code = "busy"
 	CodeShuttingDown      Code = "shutting_down"
+	CodeAuditUnavailable  Code = "audit_unavailable"
+
+	CodeIdempotencyConflict Code = "idempotency_conflict"
+	CodeDeadlineExceeded    Code = "deadline_exceeded"
 )
 
 // The failures that a plain version 2 server may name. Chancery's server never does.
@@ -87,6 +91,9 @@ var codes = []struct {
 	{CodeShuttingDown, advice{"the server is shutting down; connect again", RetryReconnect, time.Second, ExitUnreachable}},
 	{CodeRequiresAdmin, advice{"this needs an administrator of the server; ask its operator", RetryNo, 0, ExitDenied}},
 	{CodeNoSuchUser, advice{"the server does not know this user; ask its operator", RetryNo, 0, ExitDenied}},
+	{CodeAuditUnavailable, advice{"the server cannot write its audit log and does not sign without it; try again, and ask its operator if it stays so", RetryLater, 2 * time.Second, ExitUnreachable}},
+	{CodeIdempotencyConflict, advice{"the idempotency key was used for another request; give each request a key of its own", RetryNo, 0, ExitFailed}},
+	{CodeDeadlineExceeded, advice{"the server could not sign within the time that the request allowed; try again, or allow more", RetryLater, time.Second, ExitUnreachable}},
 }
 
 // Codes returns every code in the order in which they were given out.

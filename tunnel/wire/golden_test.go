@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
@@ -14,7 +15,10 @@ import (
 	"chancery/tunnel/wire"
 )
 
-var session = uuid.MustParse("019f1c6e-7a40-7c31-9f02-3d5e8a1b6c70")
+var (
+	session        = uuid.MustParse("019f1c6e-7a40-7c31-9f02-3d5e8a1b6c70")
+	idempotencyKey = uuid.MustParse("6fa459ea-ee8a-4ca4-894e-db77e160355e")
+)
 
 const (
 	hex256 = "9F86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
@@ -59,6 +63,14 @@ var goldenRequests = map[string]*wire.Request{
 	"chancery1/sign_message":      {Session: session, ID: 7, Body: &wire.Sign{Key: "release", Message: []byte("hello")}},
 	"chancery1/sign_all_pss":      {Session: session, ID: 7, Body: &wire.SignAll{Key: "release", Scheme: wire.SchemePSS, Digests: []wire.Digest{digest256}}},
 	"chancery1/sign_all_messages": {Session: session, ID: 7, Body: &wire.SignAll{Key: "release", Messages: [][]byte{[]byte("hello"), {}}}},
+	"chancery1/sign_terms": {Session: session, ID: 7, Body: &wire.Sign{Key: "release", Scheme: wire.SchemePSS, Digest: digest256,
+		Terms: wire.Terms{IdempotencyKey: idempotencyKey, Deadline: 5 * time.Second}}},
+	"chancery1/sign_message_deadline": {Session: session, ID: 7, Body: &wire.Sign{Key: "release", Message: []byte("hello"),
+		Terms: wire.Terms{Deadline: time.Millisecond}}},
+	"chancery1/sign_all_idempotent": {Session: session, ID: 7, Body: &wire.SignAll{Key: "release", Digests: []wire.Digest{digest256, digest512},
+		Terms: wire.Terms{IdempotencyKey: idempotencyKey}}},
+	"chancery1/sign_all_messages_terms": {Session: session, ID: 7, Body: &wire.SignAll{Key: "release", Messages: [][]byte{[]byte("hello"), {}},
+		Terms: wire.Terms{IdempotencyKey: idempotencyKey, Deadline: wire.MaxDeadline}}},
 }
 
 var goldenResponses = map[string]*wire.Response{
@@ -72,6 +84,8 @@ var goldenResponses = map[string]*wire.Response{
 	"version2/sign_all":          {Session: session, ID: 7, Body: &wire.SignAllReply{Signatures: []wire.Signature{rsaSignature, p256Signature}}},
 	"version2/sign_all_empty":    {Session: session, ID: 7, Body: &wire.SignAllReply{Signatures: []wire.Signature{}}},
 	"version2/unsupported":       {Session: session, ID: 7, Body: &wire.UnsupportedReply{}},
+	"chancery1/error_conflict":   {Session: session, ID: 7, Body: wire.NewError(wire.CodeIdempotencyConflict)},
+	"chancery1/error_deadline":   {Session: session, ID: 7, Body: wire.NewError(wire.CodeDeadlineExceeded)},
 	"chancery1/error":            {Session: session, ID: 7, Body: wire.NewError(wire.CodeBusy)},
 	"chancery1/get_key_hardware": {Session: session, ID: 7, Body: &wire.GetKeyReply{Key: goldenKey(new(bool))}},
 	"chancery1/sign_message":     {Session: session, ID: 7, Body: &wire.SignReply{Signature: ed25519Signature}},

@@ -3,6 +3,7 @@ package wire
 import (
 	"encoding/hex"
 	"fmt"
+	"time"
 
 	"github.com/google/uuid"
 )
@@ -68,6 +69,7 @@ type Sign struct {
 	Scheme  Scheme // chancery/1 only
 	Digest  Digest // its zero value when Message is set
 	Message []byte // nil when Digest is set; may be empty but not nil otherwise
+	Terms
 }
 
 // SignAll asks for several signatures with one key; exactly one of Digests and
@@ -77,7 +79,23 @@ type SignAll struct {
 	Scheme   Scheme // chancery/1 only
 	Digests  []Digest
 	Messages [][]byte // chancery/1 only
+	Terms
 }
+
+// Terms say how a request to sign may be repeated and how long it is worth
+// waiting for. They exist under chancery/1 only.
+type Terms struct {
+	// IdempotencyKey names the request for as long as a repetition may follow:
+	// with the same key and the same body, it is answered with the signatures
+	// already made. uuid.Nil, which does not travel, stands for none.
+	IdempotencyKey uuid.UUID
+	// Deadline is how long after the request's arrival the server gives up, in
+	// whole milliseconds, from one to MaxDeadline; zero is the server's own limit.
+	Deadline time.Duration
+}
+
+// MaxDeadline is the longest Terms.Deadline. A reader takes a longer one for this.
+const MaxDeadline = 24 * time.Hour
 
 // Name returns "who_am_i".
 func (*WhoAmI) Name() string { return "who_am_i" }

@@ -1,5 +1,11 @@
 package wire
 
+import (
+	"time"
+
+	"github.com/google/uuid"
+)
+
 // DecodeRequest decodes one frame. The request shares no memory with it, and a
 // passphrase in it has been overwritten.
 //
@@ -78,6 +84,7 @@ func (s *Sign) read(c *cursor, extended bool) error {
 		known = append(known,
 			recordField{"scheme", false, set(&s.Scheme, readScheme)},
 			recordField{"message", false, set(&s.Message, (*cursor).base64)})
+		known = append(known, s.Terms.fields()...)
 	}
 	seen, err := c.fields(known)
 	if err != nil {
@@ -99,6 +106,7 @@ func (s *SignAll) read(c *cursor, extended bool) error {
 		known = append(known,
 			recordField{"scheme", false, set(&s.Scheme, readScheme)},
 			recordField{"messages", false, list(&s.Messages, (*cursor).base64)})
+		known = append(known, s.Terms.fields()...)
 	}
 	seen, err := c.fields(known)
 	if err != nil {
@@ -108,6 +116,33 @@ func (s *SignAll) read(c *cursor, extended bool) error {
 		return shape("either digests or messages are wanted")
 	}
 	return nil
+}
+
+// fields are those of a request that has terms.
+func (t *Terms) fields() record {
+	return record{
+		{"idempotency_key", false, set(&t.IdempotencyKey, readIdempotencyKey)},
+		{"deadline_ms", false, set(&t.Deadline, readDeadline)},
+	}
+}
+
+// readIdempotencyKey refuses the nil UUID: it is what a program sends that forgot
+// to make one, and all of its requests would be the same one.
+func readIdempotencyKey(c *cursor) (uuid.UUID, error) {
+	key, err := c.uuid()
+	if err == nil && key == uuid.Nil {
+		err = shape("a UUID other than nil is wanted")
+	}
+	return key, err
+}
+
+// readDeadline takes what is longer than MaxDeadline for that.
+func readDeadline(c *cursor) (time.Duration, error) {
+	milliseconds, err := c.uint64()
+	if err == nil && milliseconds == 0 {
+		err = shape("a positive number of milliseconds is wanted")
+	}
+	return time.Duration(min(milliseconds, uint64(MaxDeadline.Milliseconds()))) * time.Millisecond, err
 }
 
 // digestReader reads ["Sha256","<hex>"].

@@ -1,5 +1,11 @@
 package wire
 
+import (
+	"strconv"
+
+	"github.com/google/uuid"
+)
+
 // AppendRequest appends the request's JSON to dst, without a frame. A dst that
 // holds an Unlock holds its passphrase: clear it after it has been written, and
 // give it the capacity beforehand, or growing leaves copies behind.
@@ -37,7 +43,7 @@ func (s *Sign) appendFields(dst []byte) []byte {
 		dst = append(dst, `,"message":`...)
 		dst = appendBase64(dst, s.Message)
 	}
-	return dst
+	return s.Terms.appendFields(dst)
 }
 
 func (s *SignAll) appendFields(dst []byte) []byte {
@@ -50,6 +56,19 @@ func (s *SignAll) appendFields(dst []byte) []byte {
 	if s.Messages != nil {
 		dst = append(dst, `,"messages":`...)
 		dst = appendList(dst, s.Messages, appendBase64)
+	}
+	return s.Terms.appendFields(dst)
+}
+
+// appendFields rounds a deadline to at least a millisecond, for zero means none.
+func (t *Terms) appendFields(dst []byte) []byte {
+	if t.IdempotencyKey != uuid.Nil {
+		dst = append(dst, `,"idempotency_key":`...)
+		dst = appendUUID(dst, t.IdempotencyKey)
+	}
+	if t.Deadline > 0 {
+		dst = append(dst, `,"deadline_ms":`...)
+		dst = strconv.AppendInt(dst, max(1, min(t.Deadline, MaxDeadline).Milliseconds()), 10)
 	}
 	return dst
 }
