@@ -524,6 +524,21 @@ func TestKeyMustFitItsHandleAndPin(t *testing.T) {
 	}
 }
 
+func TestOnlyTheCheckedPublicHalfIsPassedOn(t *testing.T) {
+	w := newWorld(t)
+	key := w.AddKey(t, "key", passphrase, newECDSA(t, elliptic.P256()))
+	text := key.PublicKey
+	other := w.AddKey(t, "other", passphrase, newECDSA(t, elliptic.P256()))
+	key.PublicKey = "\x1b[2J" + text + other.PublicKey
+	info, err := w.connect(t).GetKey(t.Context(), "key")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.PublicPEM != text {
+		t.Errorf("passed on %q", info.PublicPEM)
+	}
+}
+
 func TestUnknownAlgorithmIsListedAndNotUsed(t *testing.T) {
 	w := newWorld(t)
 	w.AddKey(t, "new", passphrase, newECDSA(t, elliptic.P256())).Algorithm = "MlDsa65"

@@ -91,7 +91,7 @@ func (c *Client) known(ctx context.Context, name string) (*KeyInfo, error) {
 // checked believes a key's description only as far as its parts agree.
 func (c *Client) checked(key wire.Key) (*KeyInfo, error) {
 	info := &KeyInfo{
-		Name: key.Name, Algorithm: key.Algorithm, PublicPEM: key.PublicKey,
+		Name: key.Name, Algorithm: key.Algorithm,
 		Certificates: key.Certificates, Hardware: key.Hardware,
 	}
 	block, _ := pem.Decode([]byte(key.PublicKey))
@@ -99,6 +99,8 @@ func (c *Client) checked(key wire.Key) (*KeyInfo, error) {
 		return nil, failure(CodeBadReply, "the server sent no public key")
 	}
 	info.Handle = wire.Handle(block.Bytes)
+	// Encoded anew: what else the server's text holds, another program might take for the key.
+	info.PublicPEM = string(pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: block.Bytes}))
 	if !strings.EqualFold(info.Handle, key.Handle) {
 		return nil, failure(CodeBadReply, "the public key that the server sent is not the one that its handle names")
 	}
