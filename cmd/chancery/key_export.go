@@ -2,12 +2,18 @@ package main
 
 import (
 	"bytes"
+	"crypto"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/crypto/ssh"
 
+	"chancery/artifact/openpgp"
 	"chancery/client"
 	"chancery/internal/cli"
 	"chancery/tunnel/wire"
@@ -72,9 +78,14 @@ func export(key *client.KeyInfo, format string) ([]byte, error) {
 func certificates(key *client.KeyInfo, kind wire.CertificateType, name string) ([]byte, error) {
 	var found []byte
 	for _, c := range key.Certificates {
-		if c.Type == kind {
-			found = append(found, strings.TrimSpace(c.Text)+"\n"...)
+		if c.Type != kind {
+			continue
 		}
+		text, err := certificateOf(key, c)
+		if err != nil {
+			return nil, err
+		}
+		found = append(found, text...)
 	}
 	if found == nil {
 		return nil, &cli.Error{
@@ -84,4 +95,54 @@ func certificates(key *client.KeyInfo, kind wire.CertificateType, name string) (
 		}
 	}
 	return found, nil
+}
+
+// certificateOf returns the text of a key's certificate and nothing else that the server may have
+// sent with it, after checking that it is over this key: whoever exports one trusts it from then on.
+func certificateOf(key *client.KeyInfo, c wire.Certificate) ([]byte, error) {
+	text, public, err := openpgpText(c.Text)
+	if c.Type == wire.CertificateX509 {
+		text, public, err = x509Text(c.Text)
+	}
+	if err != nil {
+		return nil, &cli.Error{
+			Exit: cli.ExitFailed, Code: string(client.CodeBadReply), Cause: err,
+			Message: fmt.Sprintf("a certificate that the server sent for key %q cannot be read", key.Name),
+		}
+	}
+	if half, ok := public.(interface{ Equal(crypto.PublicKey) bool }); !ok || !half.Equal(key.Public) {
+		return nil, &cli.Error{
+			Exit: cli.ExitFailed, Code: "other_key",
+			Message: fmt.Sprintf("a certificate that the server sent for key %q is over another key, so nothing was written", key.Name),
+			Hint:    "tell the server's operator",
+		}
+	}
+	return text, nil
+}
+
+func x509Text(text string) ([]byte, crypto.PublicKey, error) {
+	block, _ := pem.Decode([]byte(text))
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, nil, errors.New("not a certificate in PEM")
+	}
+	certificate, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return nil, nil, err
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: block.Type, Bytes: block.Bytes}), certificate.PublicKey, nil
+}
+
+func openpgpText(text string) ([]byte, crypto.PublicKey, error) {
+	const begin, end = "-----BEGIN PGP PUBLIC KEY BLOCK-----", "-----END PGP PUBLIC KEY BLOCK-----"
+	_, text, found := strings.Cut(text, begin)
+	text, _, ended := strings.Cut(text, end)
+	if !found || !ended || strings.ContainsFunc(text, func(r rune) bool { return r != '\n' && r != '\r' && !unicode.IsPrint(r) }) {
+		return nil, nil, errors.New("not an armoured OpenPGP certificate")
+	}
+	armored := []byte(begin + text + end + "\n")
+	certificate, err := openpgp.ParseCertificate(armored)
+	if err != nil {
+		return nil, nil, err
+	}
+	return armored, certificate.Public(), nil
 }
