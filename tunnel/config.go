@@ -25,6 +25,11 @@ type Config struct {
 	// Inner is for the session with the other end. Dial needs RootCAs,
 	// ServerName and a certificate; Listen needs ClientCAs and a certificate.
 	Inner *tls.Config
+	// Settings, where set, is asked for the newest Outer and Inner, and the two
+	// fields are ignored: by Dial once, by Listen before it dials a leg and again
+	// before each inner handshake. So certificates can be replaced without a
+	// restart. It is called by several goroutines.
+	Settings func() (outer, inner *tls.Config)
 	// Handshake bounds Dial as a whole, and in Listen separately connecting to
 	// the bridge and the inner handshake. Default 15 s.
 	Handshake time.Duration
@@ -45,6 +50,9 @@ type Config struct {
 // cannot be weaker than the protocol's. It fails rather than trust too much.
 func (c *Config) prepare(role Role) (*Config, error) {
 	p := *c
+	if p.Settings != nil {
+		p.Outer, p.Inner = p.Settings()
+	}
 	host, _, err := net.SplitHostPort(p.Bridge)
 	if err != nil {
 		return nil, fmt.Errorf("the bridge's address %q is not host:port: %w", p.Bridge, err)
@@ -62,6 +70,14 @@ func (c *Config) prepare(role Role) (*Config, error) {
 	}
 	p.setDefaults()
 	return &p, nil
+}
+
+// newest returns the prepared settings as they stand now.
+func (c *Config) newest(role Role) (*Config, error) {
+	if c.Settings == nil {
+		return c, nil
+	}
+	return c.prepare(role)
 }
 
 func (c *Config) setDefaults() {

@@ -22,6 +22,7 @@ type Conn struct {
 	transport *Transport
 	name      string
 	session   SessionID
+	closed    func() // of a server's Listener; nil on a client's side
 
 	// bridge is set on the client's side until its first byte has arrived.
 	bridge string
@@ -99,6 +100,9 @@ func (c *Conn) CloseWrite() error {
 func (c *Conn) Close() error {
 	cut := time.AfterFunc(closeTimeout, func() { _ = c.transport.Close() })
 	defer cut.Stop()
+	if c.closed != nil {
+		c.closed()
+	}
 	return c.Conn.Close() // closes outer and transport through innerTransport
 }
 

@@ -11,6 +11,13 @@ import (
 	"strings"
 )
 
+// ErrRevoked is wrapped by what a tls.Config's VerifyConnection returns for a
+// certificate that its CA has revoked. A retry does not help.
+var ErrRevoked = errors.New("tunnel: the certificate is revoked")
+
+// revokedHint is the hint where the other end's certificate is revoked.
+const revokedHint = "do not trust it; ask its operator for the new one"
+
 // Kind tells apart the ways in which a connection cannot be had.
 type Kind uint8
 
@@ -48,14 +55,14 @@ var kindTexts = map[Kind]kindText{
 	KindBridgeName:        {what: "the bridge's certificate is for another host name", hint: "use the host name that the certificate was issued for, or have it issued for this one"},
 	KindBridgeExpired:     {what: "the bridge's certificate is expired or not yet valid", hint: "have it renewed, and check this machine's clock"},
 	KindBridgeProtocol:    {what: "what answers at the bridge's address is not a bridge", hint: "check the port: clients and servers use different ones"},
-	KindBridgeRefused:     {what: "the bridge refused this program's certificate", hint: "check that it was issued by the bridge's CA for a TLS client and has not expired"},
+	KindBridgeRefused:     {what: "the bridge refused this program's certificate", hint: "check that it was issued by the bridge's CA for a TLS client and is neither expired nor revoked"},
 	KindRejected:          {what: "the bridge turned this program away"},
 	KindNoServer:          {"no server is connected to the bridge, or all are busy", "try again, and ask the operator if it stays so", true},
 	KindServerUntrusted:   {what: "the server's certificate is not trusted", hint: "check that the CA file is the one that issued the server's certificate and that the certificate is for a TLS server"},
 	KindServerName:        {what: "the server's certificate is for another host name", hint: "configure the server's host name as its certificate has it"},
 	KindServerExpired:     {what: "the server's certificate is expired or not yet valid", hint: "have it renewed, and check this machine's clock"},
 	KindServerProtocol:    {what: "what answers behind the bridge is not a server", hint: "ask the operator which servers may register at the bridge"},
-	KindServerRefused:     {what: "the server refused this program's certificate", hint: "check that it was issued by the server's CA for a TLS client, has a common name and has not expired"},
+	KindServerRefused:     {what: "the server refused this program's certificate", hint: "check that it was issued by the server's CA for a TLS client, has a common name and is neither expired nor revoked"},
 	KindServerClosed:      {what: "the server closed the connection without an answer", hint: "ask the operator whether the user that your certificate names is registered and enabled"},
 	KindServerUnreachable: {"the server did not finish the handshake", "try again, and if it stays so ask the operator whether the user that your certificate names is registered", true},
 }
@@ -105,6 +112,9 @@ func (e *Error) What() string {
 func (e *Error) Hint() string {
 	if e.Kind == KindRejected {
 		return statusHints[e.Status]
+	}
+	if errors.Is(e.Err, ErrRevoked) {
+		return revokedHint
 	}
 	return kindTexts[e.Kind].hint
 }
@@ -167,7 +177,7 @@ func (k kinds) of(err error) Kind {
 		return k.name
 	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
 		return k.expired
-	case errors.As(err, &cert):
+	case errors.As(err, &cert), errors.Is(err, ErrRevoked):
 		return k.untrusted
 	case errors.As(err, &record):
 		return k.protocol

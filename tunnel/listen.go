@@ -5,7 +5,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 )
@@ -25,8 +27,9 @@ type Listener struct {
 	permits chan struct{} // one per inner handshake or session not yet accepted
 	ready   chan *Conn
 
-	mu    sync.Mutex
-	stats Stats
+	mu       sync.Mutex
+	stats    Stats
+	sessions map[*Conn]struct{} // handshaken and not closed
 }
 
 // Stats is a snapshot of a Listener.
@@ -47,7 +50,7 @@ type Stats struct {
 //
 // The listener closes when ctx is done.
 func Listen(ctx context.Context, cfg *Config, idle int) *Listener {
-	l := &Listener{}
+	l := &Listener{sessions: make(map[*Conn]struct{})}
 	l.ctx, l.cancel = context.WithCancel(ctx)
 	if l.cfg, l.cfgErr = cfg.prepare(RoleServer); l.cfgErr != nil {
 		l.cfgErr = &Error{Kind: KindConfig, Bridge: cfg.Bridge, Err: l.cfgErr}
@@ -181,12 +184,16 @@ func (l *Listener) register() (transport *Transport, outer *tls.Conn, err error)
 	defer l.count(func(s *Stats) { s.Connecting-- })
 	ctx, cancel := context.WithTimeout(l.ctx, l.cfg.Handshake)
 	defer cancel()
-	transport, err = l.cfg.dial(ctx)
+	cfg, err := l.cfg.newest(RoleServer)
 	if err != nil {
-		return nil, nil, l.cfg.sorted(ctx, err, kinds{unreachable: KindBridgeUnreachable, protocol: KindBridgeUnreachable})
+		return nil, nil, &Error{Kind: KindConfig, Bridge: l.cfg.Bridge, Err: err}
+	}
+	transport, err = cfg.dial(ctx)
+	if err != nil {
+		return nil, nil, cfg.sorted(ctx, err, kinds{unreachable: KindBridgeUnreachable, protocol: KindBridgeUnreachable})
 	}
 	release := Bound(ctx, transport)
-	outer = tls.Client(transport, l.cfg.Outer)
+	outer = tls.Client(transport, cfg.Outer)
 	err = outer.Handshake()
 	if err == nil {
 		hello := NewHello(RoleServer).Encode()
@@ -199,7 +206,7 @@ func (l *Listener) register() (transport *Transport, outer *tls.Conn, err error)
 	}
 	if err != nil {
 		_ = transport.Close()
-		return nil, nil, l.cfg.bridgeError(ctx, err)
+		return nil, nil, cfg.bridgeError(ctx, err)
 	}
 	return transport, outer, nil
 }
@@ -208,12 +215,7 @@ func (l *Listener) register() (transport *Transport, outer *tls.Conn, err error)
 func (l *Listener) handshake(transport *Transport, outer *tls.Conn, session SessionID) {
 	ctx, cancel := context.WithTimeout(l.ctx, l.cfg.Handshake)
 	defer cancel()
-	release := Bound(ctx, transport)
-	inner := tls.Server(innerTransport{outer}, l.cfg.Inner)
-	err := inner.Handshake()
-	if !release() && err == nil {
-		err = context.DeadlineExceeded
-	}
+	inner, err := l.innerHandshake(ctx, transport, outer)
 	if err != nil {
 		l.count(func(s *Stats) { s.Refused++ })
 		l.log.Warn("handshake with a client failed", "session", session.String(), "peer", claimedName(err), "error", err.Error())
@@ -221,11 +223,70 @@ func (l *Listener) handshake(transport *Transport, outer *tls.Conn, session Sess
 		return
 	}
 	conn := newConn(inner, outer, transport, session)
+	l.keep(conn)
 	select {
 	case l.ready <- conn:
 	case <-l.ctx.Done():
 		_ = conn.Close()
 	}
+}
+
+func (l *Listener) innerHandshake(ctx context.Context, transport *Transport, outer *tls.Conn) (*tls.Conn, error) {
+	release := Bound(ctx, transport)
+	cfg, err := l.cfg.newest(RoleServer)
+	if err != nil {
+		release()
+		return nil, err
+	}
+	inner := tls.Server(innerTransport{outer}, cfg.Inner)
+	err = inner.Handshake()
+	if !release() && err == nil {
+		err = context.DeadlineExceeded
+	}
+	return inner, err
+}
+
+// keep remembers a session until it is closed. The certificate may have been
+// revoked while its handshake went on.
+func (l *Listener) keep(conn *Conn) {
+	conn.closed = func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		delete(l.sessions, conn)
+	}
+	l.mu.Lock()
+	l.sessions[conn] = struct{}{}
+	l.mu.Unlock()
+	l.cutRevoked([]*Conn{conn})
+}
+
+// CutRevoked cuts the sessions whose client's certificate is revoked by now and
+// returns how many those are. It is to be called after Config.Settings began to
+// know other revocation lists. Sessions whose certificate has merely expired or
+// whose CA is trusted no more live on to their end.
+func (l *Listener) CutRevoked() int {
+	l.mu.Lock()
+	sessions := slices.Collect(maps.Keys(l.sessions))
+	l.mu.Unlock()
+	return l.cutRevoked(sessions)
+}
+
+func (l *Listener) cutRevoked(sessions []*Conn) (cut int) {
+	if l.cfgErr != nil || l.cfg.Settings == nil {
+		return 0
+	}
+	cfg, err := l.cfg.newest(RoleServer)
+	if err != nil { // the next handshake reports it
+		return 0
+	}
+	for _, conn := range sessions {
+		if err := cfg.Inner.VerifyConnection(conn.ConnectionState()); errors.Is(err, ErrRevoked) {
+			cut++
+			l.cfg.Log.Warn("cut a session", "session", conn.session.String(), "peer", conn.name, "reason", err.Error())
+			_ = conn.transport.Close()
+		}
+	}
+	return cut
 }
 
 // claimedName returns the name in a certificate that did not verify, for the

@@ -1,23 +1,38 @@
 // Package certfile loads a program's certificates and private key from PEM
 // files and makes the TLS settings of the tunnel's two layers from them.
 //
-// Load is told three files: the CA whose certificates are trusted (and nothing
-// else ever is), the program's own certificate with any intermediates, and its
-// key. Private keys are PKCS#8, plain or protected by a passphrase (PBES2), or
-// the older SEC 1 and PKCS#1 forms. A key file that others than its owner can
-// read is refused.
+// Load is told the files: the CA whose certificates are trusted (and nothing
+// else ever is), the program's own certificate with any intermediates, its
+// key, and revocation lists. Private keys are PKCS#8, plain or protected by a
+// passphrase (PBES2), or the older SEC 1 and PKCS#1 forms. A key file that
+// others than its owner can read is refused.
+//
+// # Files that change
+//
+// Open returns a Live, which follows its files. A set that does not fit
+// together, for example because it is half written, changes nothing: the last
+// good one stays in use. Sessions are not dropped when certificates change.
+//
+// # Revocation
+//
+// Certificate revocation lists (RFC 5280, section 5) are honoured by acceptors
+// and by dialers, for the peer's certificate and the intermediates above it.
+// Each list must be signed by a CA of the CA file, be complete (no delta, no
+// indirect list) and say when the next one comes. A CA without a list revokes
+// nothing. A refused peer gets the TLS alert bad_certificate, since crypto/tls
+// sends no other for a verdict that is not its own; the log and the error say
+// that the certificate is revoked.
 package certfile
 
 import (
 	"crypto"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"time"
 
 	"chancery/tunnel"
 )
@@ -26,11 +41,8 @@ import (
 // says what to do; a retry helps only after that.
 var ErrUnusable = errors.New("certfile: cannot be used")
 
-// maxFile bounds what is read of any file.
+// maxFile bounds what is read of a file, but for revocation lists.
 const maxFile = 1 << 20
-
-// renewal is how long before its end a certificate is warned about.
-const renewal = 30 * 24 * time.Hour
 
 // Files names what to load.
 type Files struct {
@@ -41,108 +53,121 @@ type Files struct {
 	// slice that it returns is overwritten after use. Without it a protected
 	// key is an error.
 	Passphrase func() ([]byte, error)
+	// Interactive tells that Passphrase asks a person. A Live then takes a new
+	// certificate for the key it has, but another protected key is refused
+	// until the program is restarted.
+	Interactive bool
+	// CRLs are files with certificate revocation lists, PEM or DER.
+	CRLs []string
+	// RefuseStale decides about a CA whose lists are all past their nextUpdate.
+	// Without it they are honoured for what they say; with it nobody with a
+	// certificate of that CA is accepted.
+	RefuseStale bool
 }
 
-// Identity is a loaded certificate with its key and the CA to trust. It may be
-// used by many goroutines.
+// Identity is a loaded certificate with its key, the CA to trust and the
+// certificates not to. It may be used by many goroutines.
 type Identity struct {
+	pair
+	files   Files
+	revoked revocations
+
+	// Made once, since an acceptor's settings live on in each of its sessions.
+	bridgeServer, innerAcceptor *tls.Config
+}
+
+// pair is a certificate with its key and the CA, which must fit together.
+type pair struct {
+	authorities []*x509.Certificate
+	chain       []*x509.Certificate // the program's own, then intermediates
 	roots       *x509.CertPool
 	certificate tls.Certificate
+	keyDigest   [sha256.Size]byte // of the key file
 }
 
 // Load reads the files and checks that they fit together. The warnings are
-// sentences for the log about what works now and may not work at the peers or
-// soon: a certificate that is expired or about to, or issued by another CA.
+// those of Identity.Warnings.
 func Load(files Files) (identity *Identity, warnings []string, err error) {
-	authorities, err := readCertificates(files.CA)
+	loaded, err := loadPair(files, nil)
 	if err != nil {
 		return nil, nil, err
+	}
+	identity, err = newIdentity(files, loaded)
+	if err != nil {
+		return nil, nil, err
+	}
+	return identity, identity.Warnings(), nil
+}
+
+// newIdentity adds the revocation lists to a pair.
+func newIdentity(files Files, loaded *pair) (*Identity, error) {
+	revoked, err := readRevocations(files.CRLs, loaded.authorities, files.RefuseStale)
+	if err != nil {
+		return nil, err
+	}
+	id := &Identity{pair: *loaded, files: files, revoked: revoked}
+	id.bridgeServer = id.acceptor()
+	id.innerAcceptor = id.acceptor()
+	id.innerAcceptor.NextProtos = []string{tunnel.Protocol}
+	return id, nil
+}
+
+// loadPair reads all but the revocation lists. The key of the previous pair is
+// kept where its file has not changed, so that nobody is asked for its
+// passphrase again.
+func loadPair(files Files, previous *pair) (*pair, error) {
+	authorities, err := readCertificates(files.CA)
+	if err != nil {
+		return nil, err
 	}
 	chain, err := readCertificates(files.Certificate)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	key, err := readKey(files.Key, files.Passphrase)
+	key, digest, err := readKey(files, previous)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	leaf := chain[0]
 	public, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
 	if !ok || !public.Equal(leaf.PublicKey) {
-		return nil, nil, fmt.Errorf("%w: the key %q does not belong to the first certificate in %q; "+
+		return nil, fmt.Errorf("%w: the key %q does not belong to the first certificate in %q; "+
 			"configure the pair that was issued together", ErrUnusable, files.Key, files.Certificate)
 	}
-	identity = &Identity{
+	loaded := &pair{
+		authorities: authorities,
+		chain:       chain,
 		roots:       x509.NewCertPool(),
 		certificate: tls.Certificate{PrivateKey: key, Leaf: leaf},
+		keyDigest:   digest,
 	}
 	for _, authority := range authorities {
-		identity.roots.AddCert(authority)
+		loaded.roots.AddCert(authority)
 	}
 	for _, cert := range chain {
-		identity.certificate.Certificate = append(identity.certificate.Certificate, cert.Raw)
+		loaded.certificate.Certificate = append(loaded.certificate.Certificate, cert.Raw)
 	}
-	warnings = append(expiry(files.CA, authorities[0]), expiry(files.Certificate, leaf)...)
-	return identity, append(warnings, identity.doubts(files, chain)...), nil
+	return loaded, nil
 }
 
 // Leaf returns the program's own certificate.
 func (id *Identity) Leaf() *x509.Certificate { return id.certificate.Leaf }
 
-// expiry warns about the end of a certificate's validity.
-func expiry(path string, cert *x509.Certificate) []string {
-	now := time.Now()
-	switch {
-	case now.Before(cert.NotBefore):
-		return []string{fmt.Sprintf("the certificate in %q is not valid before %s; check this machine's clock", path, cert.NotBefore.Format(time.RFC3339))}
-	case now.After(cert.NotAfter):
-		return []string{fmt.Sprintf("the certificate in %q expired on %s; have it renewed", path, cert.NotAfter.Format(time.RFC3339))}
-	case now.Add(renewal).After(cert.NotAfter):
-		return []string{fmt.Sprintf("the certificate in %q expires on %s; have it renewed", path, cert.NotAfter.Format(time.RFC3339))}
-	}
-	return nil
-}
-
-// doubts warns about what peers with the same CA would refuse.
-func (id *Identity) doubts(files Files, chain []*x509.Certificate) (warnings []string) {
-	if _, err := tunnel.CertificateName(chain[0]); err != nil {
-		warnings = append(warnings, fmt.Sprintf("the certificate in %q has no usable common name; have it issued again with one", files.Certificate))
-	}
-	options := x509.VerifyOptions{
-		Roots:         id.roots,
-		Intermediates: x509.NewCertPool(),
-		CurrentTime:   chain[0].NotBefore.Add(time.Second), // its time is judged apart
-		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
-	}
-	for _, intermediate := range chain[1:] {
-		options.Intermediates.AddCert(intermediate)
-	}
-	if _, err := chain[0].Verify(options); err != nil {
-		warnings = append(warnings, fmt.Sprintf("the certificate in %q was not issued by the CA in %q; peers that trust the same CA will refuse it",
-			files.Certificate, files.CA))
-	}
-	return warnings
-}
-
 // readCertificates reads all certificates of a PEM file; there is at least one.
 func readCertificates(path string) ([]*x509.Certificate, error) {
-	rest, err := readFile(path, nil)
+	content, err := readFile(path, maxFile, nil)
+	if err != nil {
+		return nil, err
+	}
+	blocks, err := readBlocks(path, content, "CERTIFICATE")
 	if err != nil {
 		return nil, err
 	}
 	var found []*x509.Certificate
-	for {
-		var block *pem.Block
-		block, rest = pem.Decode(rest)
-		if block == nil {
-			break
-		}
-		if block.Type != "CERTIFICATE" {
-			continue
-		}
-		cert, err := x509.ParseCertificate(block.Bytes)
+	for i, der := range blocks {
+		cert, err := x509.ParseCertificate(der)
 		if err != nil {
-			return nil, fmt.Errorf("%w: certificate %d in %q: %w", ErrUnusable, len(found)+1, path, err)
+			return nil, fmt.Errorf("%w: certificate %d in %q: %w", ErrUnusable, i+1, path, err)
 		}
 		found = append(found, cert)
 	}
@@ -153,9 +178,9 @@ func readCertificates(path string) ([]*x509.Certificate, error) {
 }
 
 // readFile reads a bounded file after judging what was opened.
-func readFile(path string, judge func(*os.File) error) ([]byte, error) {
+func readFile(path string, limit int64, judge func(*os.File) error) ([]byte, error) {
 	if path == "" {
-		return nil, fmt.Errorf("%w: no file is configured for the CA, the certificate or the key; all three are needed", ErrUnusable)
+		return nil, fmt.Errorf("%w: no file is configured for the CA, the certificate or the key, all of which are needed, or a revocation list's name is empty", ErrUnusable)
 	}
 	file, err := os.Open(path)
 	if err != nil {
@@ -167,12 +192,13 @@ func readFile(path string, judge func(*os.File) error) ([]byte, error) {
 			return nil, err
 		}
 	}
-	content, err := io.ReadAll(io.LimitReader(file, maxFile+1))
+	content, err := io.ReadAll(io.LimitReader(file, limit+1))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnusable, err)
 	}
-	if len(content) > maxFile {
-		return nil, fmt.Errorf("%w: %q is larger than 1 MiB; is it the right file?", ErrUnusable, path)
+	if int64(len(content)) > limit {
+		clear(content)
+		return nil, fmt.Errorf("%w: %q is larger than %d MiB; is it the right file?", ErrUnusable, path, limit>>20)
 	}
 	return content, nil
 }

@@ -2,6 +2,7 @@ package certfile
 
 import (
 	"crypto"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -14,13 +15,35 @@ import (
 	"github.com/youmark/pkcs8"
 )
 
-// readKey reads the first private key of a PEM file.
-func readKey(path string, passphrase func() ([]byte, error)) (crypto.Signer, error) {
-	rest, err := readFile(path, private)
+// readKey reads the first private key of the key file, or returns the previous
+// one where the file holds the same bytes. The digest is of those.
+func readKey(files Files, previous *pair) (crypto.Signer, [sha256.Size]byte, error) {
+	content, err := readFile(files.Key, maxFile, private)
 	if err != nil {
-		return nil, err
+		return nil, [sha256.Size]byte{}, err
 	}
-	defer clear(rest)
+	defer clear(content)
+	digest := sha256.Sum256(content)
+	passphrase := files.Passphrase
+	if previous != nil {
+		if digest == previous.keyDigest {
+			return previous.certificate.PrivateKey.(crypto.Signer), digest, nil
+		}
+		if files.Interactive {
+			passphrase = cannotAsk
+		}
+	}
+	key, err := findKey(files.Key, content, passphrase)
+	return key, digest, err
+}
+
+// cannotAsk stands for a prompt while the program runs.
+func cannotAsk() ([]byte, error) {
+	return nil, errors.New("it can only be typed when the program starts; restart it to use the new key")
+}
+
+// findKey parses the first private key of a PEM file's content.
+func findKey(path string, rest []byte, passphrase func() ([]byte, error)) (crypto.Signer, error) {
 	for {
 		var block *pem.Block
 		block, rest = pem.Decode(rest)

@@ -7,8 +7,8 @@ import (
 )
 
 // BridgeServer returns the settings of the bridge's outer acceptor: a client
-// certificate from the CA is demanded.
-func (id *Identity) BridgeServer() *tls.Config { return id.acceptor() }
+// certificate from the CA is demanded. They are shared; clone them to change them.
+func (id *Identity) BridgeServer() *tls.Config { return id.bridgeServer }
 
 // OuterDialer returns the settings for dialling a bridge whose certificate is
 // for the given DNS name or IP address.
@@ -25,12 +25,8 @@ func (id *Identity) InnerDialer(serverHost string) *tls.Config {
 
 // InnerAcceptor returns a server's settings for the session with a client. It
 // selects tunnel.Protocol when that is offered; a client without ALPN is
-// accepted.
-func (id *Identity) InnerAcceptor() *tls.Config {
-	config := id.acceptor()
-	config.NextProtos = []string{tunnel.Protocol}
-	return config
-}
+// accepted. They are shared; clone them to change them.
+func (id *Identity) InnerAcceptor() *tls.Config { return id.innerAcceptor }
 
 func (id *Identity) acceptor() *tls.Config {
 	return &tls.Config{
@@ -40,6 +36,7 @@ func (id *Identity) acceptor() *tls.Config {
 		ClientCAs:              id.roots,
 		ClientAuth:             tls.RequireAndVerifyClientCert,
 		SessionTicketsDisabled: true,
+		VerifyConnection:       id.revoked.verify,
 	}
 }
 
@@ -51,6 +48,8 @@ func (id *Identity) dialer(host string) *tls.Config {
 		MaxVersion: tls.VersionTLS13,
 		RootCAs:    id.roots,
 		ServerName: host,
+
+		VerifyConnection: id.revoked.verify,
 		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			return &id.certificate, nil
 		},
