@@ -529,7 +529,7 @@ func TestOnlyTheCheckedPublicHalfIsPassedOn(t *testing.T) {
 	key := w.AddKey(t, "key", passphrase, newECDSA(t, elliptic.P256()))
 	text := key.PublicKey
 	other := w.AddKey(t, "other", passphrase, newECDSA(t, elliptic.P256()))
-	key.PublicKey = "\x1b[2J" + text + other.PublicKey
+	key.PublicKey = "\x1b[2J\n" + text + other.PublicKey
 	info, err := w.connect(t).GetKey(t.Context(), "key")
 	if err != nil {
 		t.Fatal(err)
