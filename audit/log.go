@@ -21,6 +21,10 @@ type Config struct {
 	Process      string           // put into records that name none; the program's name and process number
 	Clock        func() time.Time // for the time in records; time.Now
 	FS           FS               // the real one
+
+	// UnsafeNoSync leaves fdatasync out: records that Append has returned can be lost when the
+	// power fails. It is for measuring what durability costs, and nothing else.
+	UnsafeNoSync bool
 }
 
 func (c Config) withDefaults() Config {
@@ -45,6 +49,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.FS == nil {
 		c.FS = disk{}
+	}
+	if c.UnsafeNoSync {
+		c.FS = unsynced{c.FS}
 	}
 	return c
 }

@@ -32,7 +32,7 @@ type Kind string
 
 // The kinds that this package knows. Others may be made up, the last two only by the log itself.
 const (
-	KindSign         Kind = "sign"          // a signature is about to be made
+	KindSign         Kind = "sign"          // one or more signatures were made, and may leave
 	KindUnlock       Kind = "unlock"        // a passphrase opened a grant
 	KindUnlockFailed Kind = "unlock_failed" // a passphrase did not
 	KindRefused      Kind = "refused"       // a request was not carried out; the outcome says why

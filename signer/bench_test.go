@@ -18,7 +18,7 @@ func BenchmarkPipelinedSigns(b *testing.B) {
 	const pipelined = 64
 	w := &world{t: b, token: &fakeToken{serial: "S1", pin: tokenPIN}, keys: map[token.Algorithm]*fakeKey{}, store: &fakeStore{revision: 1}, conns: make(chan Conn)}
 	w.populate()
-	server, err := New(Config{Store: w.store, Open: w.token.open, Log: slog.New(slog.DiscardHandler)})
+	server, err := New(Config{Store: w.store, Open: w.token.open, Audit: &fakeAudit{}, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		b.Fatal(err)
 	}

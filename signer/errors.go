@@ -27,37 +27,43 @@ var (
 	errLockedLater  = errors.New("the grant changed or the token was reopened since the unlock")
 	errOverloaded   = errors.New("too many unlocks are under way")
 	errPanicked     = errors.New("the handler panicked")
+	errUnaudited    = errors.New("the audit log cannot be written")
+	errUnlockFailed = errors.New("the unlock failed") // once the passphrase has been looked at
 )
 
-// answers says which code the peer gets for which error; the first match counts.
+// answers says which code the peer gets for which error, and which outcome the audit log
+// where that is another; the first match counts.
 var answers = []struct {
-	err  error
-	code wire.Code
+	err     error
+	code    wire.Code
+	outcome string
 }{
-	{errShuttingDown, wire.CodeShuttingDown},
-	{errOverloaded, wire.CodeBusy},
-	{errUnknownKey, wire.CodeNoSuchKey},
-	{errVersion2, wire.CodeNoSuchKey},
-	{errNotGranted, wire.CodeNoSuchKey},
-	{errUserGone, wire.CodeUserDisabled},
-	{errKeyDisabled, wire.CodeKeyDisabled},
-	{errExpired, wire.CodeGrantExpired},
-	{errNotUnlocked, wire.CodeNotUnlocked},
-	{errLockedLater, wire.CodeNotUnlocked},
-	{errAlgorithm, wire.CodeAlgorithmMismatch},
-	{access.ErrWrongPassphrase, wire.CodeWrongPassphrase},
-	{users.ErrPINRejected, wire.CodeTokenPINRejected},
-	{users.ErrFinalTry, wire.CodeTokenLocked},
-	{token.ErrPINIncorrect, wire.CodeTokenPINRejected},
-	{token.ErrPINLocked, wire.CodeTokenLocked},
-	{token.ErrTokenAbsent, wire.CodeTokenAbsent},
-	{token.ErrLoginRequired, wire.CodeNotUnlocked},
-	{token.ErrClosed, wire.CodeNotUnlocked},
-	{token.ErrMismatch, wire.CodeKeyMismatch},
-	{token.ErrNoKey, wire.CodeKeyMismatch},
-	{token.ErrUnsupported, wire.CodeAlgorithmMismatch},
-	{token.ErrBusy, wire.CodeTokenBusy},
-	{context.DeadlineExceeded, wire.CodeTokenBusy},
+	{errShuttingDown, wire.CodeShuttingDown, ""},
+	{errUnaudited, wire.CodeAuditUnavailable, ""},
+	{errOverloaded, wire.CodeBusy, ""},
+	{errUnknownKey, wire.CodeNoSuchKey, "unknown_key"},
+	{errVersion2, wire.CodeNoSuchKey, "key_not_in_version_2"},
+	{errNotGranted, wire.CodeNoSuchKey, "not_granted"},
+	{errUserGone, wire.CodeUserDisabled, ""},
+	{errKeyDisabled, wire.CodeKeyDisabled, ""},
+	{errExpired, wire.CodeGrantExpired, ""},
+	{errNotUnlocked, wire.CodeNotUnlocked, ""},
+	{errLockedLater, wire.CodeNotUnlocked, "unlock_gone"},
+	{errAlgorithm, wire.CodeAlgorithmMismatch, ""},
+	{access.ErrWrongPassphrase, wire.CodeWrongPassphrase, ""},
+	{users.ErrPINRejected, wire.CodeTokenPINRejected, ""},
+	{users.ErrFinalTry, wire.CodeTokenLocked, ""},
+	{token.ErrPINIncorrect, wire.CodeTokenPINRejected, ""},
+	{token.ErrPINLocked, wire.CodeTokenLocked, ""},
+	{token.ErrTokenAbsent, wire.CodeTokenAbsent, ""},
+	{token.ErrLoginRequired, wire.CodeNotUnlocked, "login_lost"},
+	{token.ErrClosed, wire.CodeNotUnlocked, "token_closed"},
+	{token.ErrMismatch, wire.CodeKeyMismatch, ""},
+	{token.ErrNoKey, wire.CodeKeyMismatch, "key_not_on_token"},
+	{token.ErrUnsupported, wire.CodeAlgorithmMismatch, ""},
+	{token.ErrBusy, wire.CodeTokenBusy, ""},
+	{context.DeadlineExceeded, wire.CodeTokenBusy, "deadline"},
+	{context.Canceled, wire.CodeInternal, "session_ended"},
 }
 
 // toWire is the only place where an error becomes an answer. What it does not
@@ -73,6 +79,19 @@ func toWire(err error, key string) *wire.Error {
 		}
 	}
 	return wire.NewError(wire.CodeInternal)
+}
+
+// outcomeOf is what the audit log says of an error, and it says what the peer is not told.
+func outcomeOf(err error) string {
+	for _, answer := range answers {
+		if errors.Is(err, answer.err) {
+			if answer.outcome != "" {
+				return answer.outcome
+			}
+			return string(answer.code)
+		}
+	}
+	return string(toWire(err, "").Code)
 }
 
 // because returns the context's cause where err is only its end, so that a

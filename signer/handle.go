@@ -17,23 +17,30 @@ func (t *session) answer(ctx context.Context, r *reply, request *wire.Request, f
 	if request == nil {
 		t.log.Info("request not supported", "error", fault)
 		r.response = wire.Response{Session: t.id, ID: requestID(fault), Body: &wire.UnsupportedReply{}}
+		if err := t.recordUnsupported(ctx, requestID(fault)); err != nil {
+			r.response.Body = toWire(err, "")
+		}
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, t.server.cfg.RequestTimeout)
 	defer cancel()
 	var body wire.ResponseBody
 	err := t.guard(func() (err error) {
-		body, err = t.handle(ctx, request.Body)
+		body, err = t.handle(ctx, request)
 		return err
 	})
 	if err = because(ctx, err); err != nil {
-		body = t.refuse(request, err)
+		body = t.refuse(ctx, request, err)
 	}
 	r.response = wire.Response{Session: request.Session, ID: request.ID, Body: body}
 }
 
-// refuse logs why a request failed and returns what the peer learns of it.
-func (t *session) refuse(request *wire.Request, err error) *wire.Error {
+// refuse records and logs why a request failed and returns what the peer learns of it.
+// Where it cannot be recorded, the peer learns that instead: nobody guesses unseen.
+func (t *session) refuse(ctx context.Context, request *wire.Request, err error) *wire.Error {
+	if unrecorded := t.recordRefused(ctx, request, err); unrecorded != nil {
+		err = fmt.Errorf("%w: refusing the request: %v", unrecorded, err)
+	}
 	key := clip(keyOf(request.Body))
 	failure := toWire(err, key)
 	log := t.log.With("request", request.ID, "kind", request.Body.Name(), "key", key, "code", string(failure.Code), "error", err)
@@ -65,8 +72,8 @@ func (t *session) guard(work func() error) (err error) {
 	return work()
 }
 
-func (t *session) handle(ctx context.Context, body wire.RequestBody) (wire.ResponseBody, error) {
-	switch body := body.(type) {
+func (t *session) handle(ctx context.Context, request *wire.Request) (wire.ResponseBody, error) {
+	switch body := request.Body.(type) {
 	case *wire.WhoAmI:
 		return &wire.WhoAmIReply{User: t.user}, nil
 	case *wire.ListKeys:
@@ -75,13 +82,13 @@ func (t *session) handle(ctx context.Context, body wire.RequestBody) (wire.Respo
 		return t.getKey(body.Key, time.Now())
 	case *wire.Unlock:
 		defer body.Password.Wipe()
-		return t.unlock(ctx, body)
+		return t.unlock(ctx, request.ID, body)
 	case *wire.Sign:
-		return t.sign(ctx, body)
+		return t.sign(ctx, request.ID, body)
 	case *wire.SignAll:
-		return t.signAll(ctx, body)
+		return t.signAll(ctx, request.ID, body)
 	}
-	return nil, fmt.Errorf("request of type %T has no handler", body)
+	return nil, fmt.Errorf("request of type %T has no handler", request.Body)
 }
 
 // keyOf names the key that a request is about, for logs and answers.

@@ -3,6 +3,7 @@ package signer
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -51,6 +52,7 @@ type world struct {
 	token  *fakeToken
 	keys   map[token.Algorithm]*fakeKey
 	store  *fakeStore
+	audit  *fakeAudit
 	server *Server
 	logs   *lockedBuffer
 	conns  chan Conn
@@ -69,11 +71,11 @@ func newWorld(t *testing.T, adjust ...func(*world, *Config)) *world {
 	before := runtime.NumGoroutine()
 	w := &world{
 		t: t, token: &fakeToken{serial: "S1", pin: tokenPIN}, keys: map[token.Algorithm]*fakeKey{},
-		store: &fakeStore{revision: 1}, logs: &lockedBuffer{}, conns: make(chan Conn), served: make(chan error, 1),
+		store: &fakeStore{revision: 1}, audit: &fakeAudit{}, logs: &lockedBuffer{}, conns: make(chan Conn), served: make(chan error, 1),
 	}
 	w.populate()
 	cfg := Config{
-		Store: w.store, Open: w.token.open, Log: slog.New(slog.NewTextHandler(w.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
+		Store: w.store, Open: w.token.open, Audit: w.audit, Log: slog.New(slog.NewTextHandler(w.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		PollEvery: 2 * time.Millisecond, FailurePause: time.Millisecond, ReopenMin: 2 * time.Millisecond, ReopenMax: 10 * time.Millisecond,
 	}
 	for _, change := range adjust {
@@ -184,6 +186,9 @@ func (w *world) end(goroutines int) {
 		if strings.Contains(w.logs.String(), secret) {
 			w.t.Errorf("the log holds the secret %q:\n%s", secret, w.logs)
 		}
+		if strings.Contains(w.audit.text(), secret) {
+			w.t.Errorf("the audit log holds the secret %q:\n%s", secret, w.audit.text())
+		}
 	}
 }
 
@@ -198,6 +203,8 @@ type fakeConn struct {
 func (c *fakeConn) PeerName() string { return c.name }
 
 func (c *fakeConn) Session() tunnel.SessionID { return c.session }
+
+func (c *fakeConn) PeerCertificate() *x509.Certificate { return clientCertificate() }
 
 func (c *fakeConn) Extended() bool { return c.extended }
 

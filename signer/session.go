@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 	"golang.org/x/sync/semaphore"
 
+	"chancery/audit"
 	"chancery/tunnel/wire"
 	"chancery/users"
 )
@@ -26,6 +27,7 @@ type session struct {
 	user     string
 	peer     *peer
 	log      *slog.Logger
+	origin   *audit.Peer
 
 	serving  context.Context // ends when the server gives its sessions up, not with this one
 	cancel   context.CancelCauseFunc
@@ -41,7 +43,7 @@ type session struct {
 // session reads no more and finishes; when ctx ends, its requests are cancelled.
 func (s *Server) serve(accepting, ctx context.Context, conn Conn) {
 	log := s.log.With("session", conn.Session().String(), "user", conn.PeerName())
-	user, ok := s.identify(conn.PeerName(), log)
+	user, ok := s.identify(conn, log)
 	if !ok {
 		closeConn(conn, log)
 		return
@@ -50,6 +52,7 @@ func (s *Server) serve(accepting, ctx context.Context, conn Conn) {
 	if !ok {
 		s.cfg.Observer.Refused(RefusedTooMany)
 		log.Warn("session refused: the user has too many", "limit", s.cfg.MaxSessionsPerUser)
+		s.turnAway(conn, user.ID, "too_many_sessions", log)
 		closeConn(conn, log)
 		return
 	}
@@ -60,7 +63,7 @@ func (s *Server) serve(accepting, ctx context.Context, conn Conn) {
 	t := &session{
 		serving: serving,
 		server:  s, conn: conn, id: uuid.UUID(conn.Session()), extended: conn.Extended(),
-		userID: user.ID, user: user.Name, peer: shared, log: log, cancel: cancel,
+		userID: user.ID, user: user.Name, peer: shared, log: log, cancel: cancel, origin: origin(conn),
 		requests: semaphore.NewWeighted(int64(s.cfg.SessionRequests)),
 		replies:  make(chan *reply, s.cfg.SessionRequests),
 		unlocked: make(map[int64]unlocked),
@@ -68,19 +71,28 @@ func (s *Server) serve(accepting, ctx context.Context, conn Conn) {
 	t.run(accepting, ctx)
 }
 
-func (s *Server) identify(name string, log *slog.Logger) (*users.User, bool) {
-	user, ok := s.snapshot.Load().User(name)
+func (s *Server) identify(conn Conn, log *slog.Logger) (*users.User, bool) {
+	user, ok := s.snapshot.Load().User(conn.PeerName())
 	if !ok {
 		s.cfg.Observer.Refused(RefusedUnknownUser)
 		log.Warn("session refused: no such user")
+		s.turnAway(conn, 0, "unknown_user", log)
 		return nil, false
 	}
 	if user.Disabled {
 		s.cfg.Observer.Refused(RefusedDisabledUser)
 		log.Warn("session refused: the user is disabled")
+		s.turnAway(conn, user.ID, string(wire.CodeUserDisabled), log)
 		return nil, false
 	}
 	return user, true
+}
+
+// turnAway records that a connection became no session.
+func (s *Server) turnAway(conn Conn, userID int64, outcome string, log *slog.Logger) {
+	if err := s.recordTurnedAway(conn, userID, outcome); err != nil {
+		log.Error("a refused session could not be recorded", "error", err)
+	}
 }
 
 // run reads until the peer is done, then lets replies in flight go out.

@@ -290,7 +290,7 @@ func TestAcceptErrorsAreTriedAgain(t *testing.T) {
 		}
 		return w.accept(ctx)
 	}
-	server, err := New(Config{Store: w.store, Open: w.token.open, Log: w.server.log})
+	server, err := New(Config{Store: w.store, Open: w.token.open, Audit: w.audit, Log: w.server.log})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -307,7 +307,7 @@ func TestAcceptErrorsAreTriedAgain(t *testing.T) {
 
 func TestServeNeedsAReadableStore(t *testing.T) {
 	store := &fakeStore{fails: errors.New("database is locked")}
-	server, err := New(Config{Store: store, Open: (&fakeToken{}).open})
+	server, err := New(Config{Store: store, Open: (&fakeToken{}).open, Audit: &fakeAudit{}})
 	if err != nil {
 		t.Fatal(err)
 	}

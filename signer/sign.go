@@ -21,7 +21,7 @@ type job struct {
 	scheme  wire.Scheme
 }
 
-func (t *session) sign(ctx context.Context, request *wire.Sign) (wire.ResponseBody, error) {
+func (t *session) sign(ctx context.Context, id uint64, request *wire.Sign) (wire.ResponseBody, error) {
 	opened, err := t.authorise(request.Key, time.Now())
 	if err != nil {
 		return nil, err
@@ -30,17 +30,23 @@ func (t *session) sign(ctx context.Context, request *wire.Sign) (wire.ResponseBo
 	if err != nil {
 		return nil, err
 	}
+	if err := t.server.recordable(); err != nil {
+		return nil, err
+	}
 	signature, err := t.perform(ctx, opened, j)
 	if err != nil {
 		return nil, err
 	}
-	t.log.Info("signed", "key", request.Key, "digest", request.Digest.Hex, "hash", string(request.Digest.Algorithm), "scheme", string(request.Scheme))
+	if err := t.recordSigned(ctx, id, signed{request.Key, opened, request.Scheme, []job{j}}); err != nil {
+		return nil, err
+	}
+	t.log.Debug("signed", "key", request.Key, "request", id)
 	return &wire.SignReply{Signature: signature}, nil
 }
 
 // signAll checks every entry before the first is signed, and answers all or none. A batch
 // takes its time, so that the grant is looked at again for each signature.
-func (t *session) signAll(ctx context.Context, request *wire.SignAll) (wire.ResponseBody, error) {
+func (t *session) signAll(ctx context.Context, id uint64, request *wire.SignAll) (wire.ResponseBody, error) {
 	opened, err := t.authorise(request.Key, time.Now())
 	if err != nil {
 		return nil, err
@@ -49,8 +55,11 @@ func (t *session) signAll(ctx context.Context, request *wire.SignAll) (wire.Resp
 	if err != nil {
 		return nil, err
 	}
+	if err := t.server.recordable(); err != nil {
+		return nil, err
+	}
 	signatures := make([]wire.Signature, len(jobs))
-	group, ctx := errgroup.WithContext(ctx)
+	group, signing := errgroup.WithContext(ctx)
 	group.SetLimit(t.server.cfg.BatchConcurrency)
 	for i, j := range jobs {
 		group.Go(func() error {
@@ -58,7 +67,7 @@ func (t *session) signAll(ctx context.Context, request *wire.SignAll) (wire.Resp
 				if _, err := t.authorise(request.Key, time.Now()); err != nil {
 					return err
 				}
-				signatures[i], err = t.perform(ctx, opened, j)
+				signatures[i], err = t.perform(signing, opened, j)
 				return err
 			})
 		})
@@ -66,7 +75,10 @@ func (t *session) signAll(ctx context.Context, request *wire.SignAll) (wire.Resp
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
-	t.log.Info("signed a batch", "key", request.Key, "signatures", len(jobs), "scheme", string(request.Scheme))
+	if err := t.recordSigned(ctx, id, signed{request.Key, opened, request.Scheme, jobs}); err != nil {
+		return nil, err
+	}
+	t.log.Debug("signed a batch", "key", request.Key, "request", id, "signatures", len(jobs))
 	return &wire.SignAllReply{Signatures: signatures}, nil
 }
 

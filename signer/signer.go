@@ -17,6 +17,13 @@
 // the same grant in the same generation, with user and key enabled. What an operator
 // revokes is therefore gone for live sessions within Config.PollEvery, and at once after Refresh.
 //
+// # What is recorded
+//
+// A signature leaves the server when its record is durable, and so does the answer to an
+// unlock or a refusal. While the audit log cannot be written nothing is unlocked or signed; the
+// records of these refusals try it again, so that signing goes on by itself once there is room.
+// Of many refusals in a row most are only counted, so that nobody fills the disk with them.
+//
 // # What a peer learns
 //
 // Plain version 2 peers learn "internal" only. Others get a code, but nothing
@@ -26,6 +33,7 @@ package signer
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -49,6 +57,8 @@ type Conn interface {
 	// PeerName is the first common name of the client's certificate.
 	PeerName() string
 	Session() tunnel.SessionID
+	// PeerCertificate is the client's verified certificate.
+	PeerCertificate() *x509.Certificate
 	// Extended tells whether the peer speaks chancery/1.
 	Extended() bool
 }
@@ -62,7 +72,10 @@ type Config struct {
 	Store users.Store
 	// Open opens a registered token, without login. It returns an error that wraps
 	// token.ErrTokenAbsent when the token is not there; any error is tried again.
-	Open     func(ctx context.Context, record users.Token) (token.Token, error)
+	Open func(ctx context.Context, record users.Token) (token.Token, error)
+	// Audit keeps the record of what is signed, unlocked and refused. It must be set: without a
+	// durable record no signature leaves the server. Close it after Serve has returned.
+	Audit    AuditLog
 	Log      *slog.Logger // default: slog.Default()
 	Observer Observer     // default: nobody
 
@@ -79,6 +92,8 @@ type Config struct {
 	FrameTimeout       time.Duration // default 30 s: for the rest of a frame once its first byte is there
 	WriteTimeout       time.Duration // default 30 s: for a peer to take in what was written
 	DrainTimeout       time.Duration // default 15 s: for requests in flight once Serve's context has ended
+	RefusalBurst       int           // default 20: refused requests of one user that are recorded one by one
+	RefusalEvery       time.Duration // default 10 s: beyond these, one of a user in this time, and the number of the others
 	FailurePause       time.Duration // default 1 s: after an unlock that failed, before the user's next one is looked at
 
 	OpenTimeout  time.Duration // default 30 s: for opening a token and listing its keys
@@ -111,6 +126,8 @@ func (c Config) withDefaults() Config {
 	number(&c.ServerRequests, 4096)
 	number(&c.BatchConcurrency, 16)
 	number(&c.MaxDerivations, 2)
+	number(&c.RefusalBurst, 20)
+	duration(&c.RefusalEvery, 10*time.Second)
 	duration(&c.PollEvery, time.Second)
 	duration(&c.RequestTimeout, 30*time.Second)
 	duration(&c.IdleTimeout, time.Hour)
@@ -132,6 +149,7 @@ type Server struct {
 	snapshot atomic.Pointer[users.Snapshot]
 	watcher  atomic.Pointer[users.Watcher]
 	tokens   *tokens
+	refusals *refusals
 
 	places      chan struct{}       // one per session
 	requests    *semaphore.Weighted // see requestWeight
@@ -155,18 +173,20 @@ type peer struct {
 
 // New returns a server that has not opened anything yet.
 func New(cfg Config) (*Server, error) {
-	if cfg.Store == nil || cfg.Open == nil {
-		return nil, errors.New("signer: a store and a way to open tokens are needed")
+	if cfg.Store == nil || cfg.Open == nil || cfg.Audit == nil {
+		return nil, errors.New("signer: a store, an audit log and a way to open tokens are needed")
 	}
 	cfg = cfg.withDefaults()
-	return &Server{
+	s := &Server{
 		cfg: cfg, log: cfg.Log, tokens: newTokens(&cfg),
 		places:      make(chan struct{}, cfg.MaxSessions),
 		requests:    semaphore.NewWeighted(int64(cfg.ServerRequests)),
 		derivations: make(chan struct{}, cfg.MaxDerivations),
 		decoy:       access.NewParameters(),
 		peers:       make(map[int64]*peer),
-	}, nil
+	}
+	s.refusals = newRefusals(&s.cfg, s.record)
+	return s, nil
 }
 
 // Serve opens the tokens and serves what accept brings until ctx ends. Then it
@@ -198,6 +218,7 @@ func (s *Server) Serve(ctx context.Context, accept AcceptFunc) error {
 	ended := make(chan struct{})
 	go func() { running.Wait(); close(ended) }()
 	err = s.drain(ended, cancelSessions)
+	s.refusals.close()
 	stopWatching()
 	return errors.Join(err, s.tokens.wait(s.cfg.closeTimeout))
 }

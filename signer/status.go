@@ -17,6 +17,7 @@ type Status struct {
 	Queued      int               `json:"queued"`    // requests that were read and wait for room among those in flight
 	Signing     int               `json:"signing"`   // signatures asked from tokens and not yet made
 	Derivations DerivationsStatus `json:"derivations"`
+	Audit       string            `json:"audit_error,omitempty"` // why nothing can be recorded, and so nothing signed
 	Tokens      []TokenStatus     `json:"tokens"`
 }
 
@@ -51,6 +52,9 @@ func (s *Server) Status() Status {
 	}
 	if watcher := s.watcher.Load(); watcher != nil {
 		status.Store = storeStatus(watcher.Looked())
+	}
+	if err := s.cfg.Audit.Err(); err != nil {
+		status.Audit = err.Error()
 	}
 	if snapshot := s.snapshot.Load(); snapshot != nil {
 		status.Revision = snapshot.Revision

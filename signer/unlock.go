@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"chancery/access"
+	"chancery/audit"
 	"chancery/token"
 	"chancery/tunnel/wire"
 )
@@ -15,6 +16,7 @@ import (
 type unlocked struct {
 	grantID    int64
 	generation int64
+	handle     string
 	algorithm  token.Algorithm
 	home       *openToken
 	key        token.Key
@@ -23,7 +25,10 @@ type unlocked struct {
 // unlock opens a key with the user's passphrase. One user has one unlock looked
 // at at a time, and a failed one costs a pause: guessing is slow, and takes the
 // same time whether the key exists or not.
-func (t *session) unlock(ctx context.Context, request *wire.Unlock) (wire.ResponseBody, error) {
+func (t *session) unlock(ctx context.Context, id uint64, request *wire.Unlock) (wire.ResponseBody, error) {
+	if err := t.server.recordable(); err != nil {
+		return nil, err
+	}
 	if err := acquire(ctx, t.peer.unlocking); err != nil {
 		return nil, fmt.Errorf("%w: %w", errOverloaded, err)
 	}
@@ -31,6 +36,11 @@ func (t *session) unlock(ctx context.Context, request *wire.Unlock) (wire.Respon
 	keyID, opened, err := t.open(ctx, request)
 	if err != nil {
 		sleep(t.serving, t.server.cfg.FailurePause) // hanging up does not cut it short
+		return nil, err
+	}
+	record := t.entry(audit.KindUnlock, id, request.Key)
+	record.Handle = opened.handle
+	if err := t.server.record(ctx, record); err != nil {
 		return nil, err
 	}
 	t.mu.Lock()
@@ -52,16 +62,16 @@ func (t *session) open(ctx context.Context, request *wire.Unlock) (int64, unlock
 	}
 	pins, err := found.snapshot.Unwrap(found.grant, derived)
 	if err != nil {
-		return 0, unlocked{}, err
+		return 0, unlocked{}, fmt.Errorf("%w: %w", errUnlockFailed, err)
 	}
 	defer pins.Clear()
 	home, key, err := t.server.tokens.unlock(ctx, found, pins)
 	if err != nil {
-		return 0, unlocked{}, err
+		return 0, unlocked{}, fmt.Errorf("%w: %w", errUnlockFailed, err)
 	}
 	return found.key.ID, unlocked{
 		grantID: found.grant.ID, generation: found.grant.Generation,
-		algorithm: found.key.Algorithm, home: home, key: key,
+		handle: found.key.Handle, algorithm: found.key.Algorithm, home: home, key: key,
 	}, nil
 }
 

@@ -11,6 +11,7 @@ import (
 	"chancery/admin"
 	"chancery/artifact/openpgp"
 	"chancery/artifact/x509cert"
+	"chancery/audit"
 	"chancery/internal/certfile"
 	"chancery/internal/cli"
 	"chancery/pki"
@@ -75,6 +76,8 @@ var kinds = []kind{
 	{pki.ErrCA, cli.ExitFailed, "ca_unusable", "name with --ca a directory that 'chancery-server pki init' made"},
 	{certfile.ErrUnusable, cli.ExitUsage, "certificate_unusable", "see the table [tls] of the configuration"},
 
+	{audit.ErrUnavailable, cli.ExitUnreachable, "audit_unavailable", "nothing is done without a record: make room on the disk of the audit log, or see what its error says, and try again"},
+	{audit.ErrDamaged, cli.ExitFailed, "audit_damaged", "'audit verify' shows all that is wrong; restore the file from a backup, or move the directory away to begin a new log"},
 	{sqlite.ErrPermissions, cli.ExitFailed, "state_permissions", ""},
 	{sqlite.ErrSchema, cli.ExitFailed, "database_newer", "install the newer version"},
 	{syscall.ENOSPC, cli.ExitFailed, "disk_full", "make room; nothing half-done is left in the database"},
@@ -120,7 +123,7 @@ func databaseKind(err error) (kind, bool) {
 	return k, ok
 }
 
-var packageNames = []string{"access", "admin", "certfile", "openpgp", "pki", "pkcs11", "signer", "soft", "token", "tunnel", "users", "users/sqlite", "x509cert"}
+var packageNames = []string{"access", "admin", "audit", "certfile", "openpgp", "pki", "pkcs11", "signer", "soft", "token", "tunnel", "users", "users/sqlite", "x509cert"}
 
 // forPeople leaves out which package said what; the log keeps it.
 func forPeople(err error) string { return plain(err.Error()) }

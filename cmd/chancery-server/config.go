@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"chancery/access"
+	"chancery/audit"
 	"chancery/internal/cli"
 )
 
@@ -14,6 +15,7 @@ const (
 	environmentPrefix = "CHANCERY_SERVER"
 	databaseName      = "chancery.db"
 	socketName        = "control.sock"
+	auditName         = "audit"
 )
 
 // config is the daemon's and the operators' configuration file. The example in
@@ -22,6 +24,7 @@ type config struct {
 	Bridge      bridgeConfig     `mapstructure:"bridge"`
 	TLS         tlsConfig        `mapstructure:"tls"`
 	State       stateConfig      `mapstructure:"state"`
+	Audit       auditConfig      `mapstructure:"audit"`
 	Sessions    sessionsConfig   `mapstructure:"sessions"`
 	Passphrases passphraseConfig `mapstructure:"passphrases"`
 	Control     controlConfig    `mapstructure:"control"`
@@ -47,6 +50,12 @@ type stateConfig struct {
 	Directory string `mapstructure:"directory"`
 }
 
+type auditConfig struct {
+	Directory    string `mapstructure:"directory"`      // empty: audit in the state directory
+	SegmentBytes int64  `mapstructure:"segment_bytes"`  // a larger file is followed by a new one
+	UnsafeNoSync bool   `mapstructure:"unsafe_no_sync"` // for measurements only
+}
+
 type passphraseConfig struct {
 	MinimumLength int `mapstructure:"minimum_length"` // characters
 }
@@ -56,6 +65,14 @@ type controlConfig struct {
 }
 
 func (c *config) database() string { return filepath.Join(c.State.Directory, databaseName) }
+
+func (c *config) auditLog() audit.Config {
+	directory := c.Audit.Directory
+	if directory == "" {
+		directory = filepath.Join(c.State.Directory, auditName)
+	}
+	return audit.Config{Directory: directory, SegmentBytes: c.Audit.SegmentBytes, UnsafeNoSync: c.Audit.UnsafeNoSync}
+}
 
 func (c *config) socket() string {
 	if c.Control.Socket != "" {
@@ -88,6 +105,10 @@ func (c *config) validate() error {
 		return cli.Usage("state.directory is empty: name the directory of the database")
 	case !filepath.IsAbs(c.State.Directory):
 		return cli.Usage("state.directory %q is not an absolute path", c.State.Directory)
+	case c.Audit.Directory != "" && !filepath.IsAbs(c.Audit.Directory):
+		return cli.Usage("audit.directory %q is not an absolute path", c.Audit.Directory)
+	case c.Audit.SegmentBytes < audit.MaxLine:
+		return cli.Usage("audit.segment_bytes is %d: at least %d, the length of one record", c.Audit.SegmentBytes, audit.MaxLine)
 	case c.Passphrases.MinimumLength < 1 || c.Passphrases.MinimumLength > access.MaxPassphrase:
 		return cli.Usage("passphrases.minimum_length is %d, not 1 to %d", c.Passphrases.MinimumLength, access.MaxPassphrase)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"chancery/audit"
 	"chancery/internal/certfile"
 	"chancery/internal/cli"
 	"chancery/signer"
@@ -45,6 +46,7 @@ type daemon struct {
 	config   *config
 	log      *slog.Logger
 	store    users.Store
+	audit    *audit.Log
 	signer   *signer.Server
 	listener *tunnel.Listener
 	started  time.Time
@@ -66,8 +68,15 @@ func serve(ctx context.Context, c *config) error {
 	if err != nil {
 		return err
 	}
-	d := &daemon{config: c, log: log, store: store, started: time.Now()}
-	return errors.Join(d.run(ctx, tls), store.Close())
+	records, err := audit.Open(c.auditLog())
+	if err != nil {
+		return errors.Join(err, store.Close())
+	}
+	if c.Audit.UnsafeNoSync {
+		log.Warn("audit.unsafe_no_sync is set: records of signatures can be lost when the power fails")
+	}
+	d := &daemon{config: c, log: log, store: store, audit: records, started: time.Now()}
+	return errors.Join(d.run(ctx, tls), records.Close(), store.Close())
 }
 
 // run serves until a signal comes.
@@ -76,7 +85,7 @@ func (d *daemon) run(ctx context.Context, legs *tunnel.Config) error {
 	if err != nil {
 		return err
 	}
-	settings := signer.Config{Store: d.store, Open: openToken, Log: d.log, PollEvery: pollEvery}
+	settings := signer.Config{Store: d.store, Open: openToken, Audit: d.audit, Log: d.log, PollEvery: pollEvery}
 	d.config.Sessions.apply(&settings)
 	if d.signer, err = signer.New(settings); err != nil {
 		return errors.Join(err, control.Close())

@@ -31,6 +31,7 @@ func defaultConfig() *config {
 			PrivateKey:    "/etc/chancery/server.key",
 		},
 		State: stateConfig{Directory: "/var/lib/chancery"},
+		Audit: auditConfig{SegmentBytes: 64 << 20},
 		Sessions: sessionsConfig{
 			Maximum: 256, MaximumPerUser: 64, Requests: 256, RequestsTotal: 4096, BatchConcurrency: 16, Derivations: 2,
 			RequestTimeout: 30 * time.Second, IdleTimeout: time.Hour, DrainTimeout: 15 * time.Second, FailurePause: time.Second,

@@ -127,6 +127,9 @@ func (s *liveStatus) fields() []field {
 		{"bridge", s.Bridge.sentence()},
 		{"sessions", fmt.Sprintf("%d open, %d requests in flight, %d since the start, %d handshakes refused", s.Signer.Sessions, s.Signer.InFlight, s.Bridge.Accepted, s.Bridge.Refused)},
 	}
+	if s.Signer.Audit != "" {
+		fields = append(fields, field{"audit log", "NOT WRITABLE, so that nothing is signed: " + plain(s.Signer.Audit)})
+	}
 	for _, t := range s.Signer.Tokens {
 		text := fmt.Sprintf("%s is %s since %s", t.Name, t.State, moment(t.Since))
 		if t.Error != "" {
