@@ -31,7 +31,8 @@ func listenControl(path string) (net.Listener, error) {
 		_ = conn.Close()
 		return nil, cli.Failed("daemon_running", "another daemon answers on %s; stop it first", path)
 	}
-	if errors.Is(err, syscall.ECONNREFUSED) {
+	// A path that is no socket refuses the connection as well (unix(7)), and is left alone.
+	if info, statErr := os.Lstat(path); errors.Is(err, syscall.ECONNREFUSED) && statErr == nil && info.Mode().Type() == fs.ModeSocket {
 		if err := os.Remove(path); err != nil {
 			return nil, controlError(path, err)
 		}
