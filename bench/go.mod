@@ -1,0 +1,21 @@
+module chancery/bench
+
+go 1.26.0
+
+require (
+	chancery v0.0.0
+	github.com/google/uuid v1.6.0
+	github.com/miekg/pkcs11 v1.1.2
+	golang.org/x/sys v0.49.0
+)
+
+require (
+	github.com/ThalesGroup/crypto11 v1.5.0 // indirect
+	github.com/pkg/errors v0.9.1 // indirect
+	github.com/thales-e-security/pool v0.0.2 // indirect
+	github.com/youmark/pkcs8 v0.0.0-20240726163527-a2c0da244d78 // indirect
+	golang.org/x/crypto v0.58.0 // indirect
+	golang.org/x/sync v0.24.0 // indirect
+)
+
+replace chancery => ../

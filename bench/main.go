@@ -1,0 +1,119 @@
+// Command bench measures the three real programs on loopback against the raw
+// token and the bare tunnel, in one run and in short alternating slices, so
+// that whatever else happens on the machine hits both sides of each ratio.
+//
+// It starts itself again as worker processes: one drives the token through
+// PKCS#11 without anything of ours, one is the client, one is an echo server
+// behind a bridge of its own. See docs/benchmarks/README.md for what the
+// figures mean.
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+)
+
+func main() {
+	var err error
+	if len(os.Args) == 3 && os.Args[1] == workerArgument {
+		err = runWorker(os.Args[2], os.Stdin, os.Stdout)
+	} else {
+		err = run(os.Args[1:], os.Stdout)
+	}
+	if err == nil || errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	fmt.Fprintln(os.Stderr, "bench:", err)
+	os.Exit(1)
+}
+
+// sections are the parts of a run, in the order in which they are measured.
+var sections = []section{
+	{"signatures", "signatures a second, by requests in flight", measureSignatures},
+	{"durability", "what each configuration of the server costs", measureVariants},
+	{"latency", "one request at a time", measureLatency},
+	{"connects", "new connections", measureConnects},
+	{"memory", "memory by idle legs and by sessions", measureMemory},
+}
+
+// section measures one part and adds what it found to the results.
+type section struct {
+	name    string
+	about   string
+	measure func(*stage, *Results)
+}
+
+// options are the command line's.
+type options struct {
+	quick   bool
+	only    []string
+	out     string
+	profile string
+}
+
+func parse(args []string, usage io.Writer) (options, error) {
+	var o options
+	var only string
+	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
+	flags.SetOutput(usage)
+	flags.BoolVar(&o.quick, "quick", false, "short slices and few of them: to see that all works, not to quote")
+	flags.StringVar(&only, "only", "", "measure only these `sections`, separated by commas: "+strings.Join(sectionNames(), ", "))
+	flags.StringVar(&o.out, "out", "", "`directory` for tables (results.md, results.json) and plots (*.svg); none: print only")
+	flags.StringVar(&o.profile, "profile", "", "instead of measuring, sign P-256 and have perf profile the three processes into this `directory`")
+	if err := flags.Parse(args); err != nil {
+		return o, err
+	}
+	if flags.NArg() > 0 {
+		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	for name := range strings.SplitSeq(only, ",") {
+		if name == "" {
+			continue
+		}
+		if !slices.Contains(sectionNames(), name) {
+			return o, fmt.Errorf("no section %q: there are %s", name, strings.Join(sectionNames(), ", "))
+		}
+		o.only = append(o.only, name)
+	}
+	return o, nil
+}
+
+func sectionNames() []string {
+	var names []string
+	for _, s := range sections {
+		names = append(names, s.name)
+	}
+	return names
+}
+
+func run(args []string, stdout io.Writer) error {
+	o, err := parse(args, os.Stderr)
+	if err != nil {
+		return err
+	}
+	return onStage(o, func(s *stage) error {
+		if o.profile != "" {
+			return s.profile(o.profile)
+		}
+		results := newResults(o)
+		for _, section := range sections {
+			if len(o.only) > 0 && !slices.Contains(o.only, section.name) {
+				continue
+			}
+			s.say("measuring %s", section.about)
+			section.measure(s, results)
+		}
+		if o.out != "" {
+			if err := results.writeAll(o.out); err != nil {
+				return err
+			}
+		}
+		_, err := io.WriteString(stdout, results.Markdown())
+		return err
+	})
+}

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// usage is the processor time that processes used during some slices.
+type usage struct {
+	used    map[string]time.Duration
+	elapsed time.Duration
+}
+
+func (u *usage) add(more usage) {
+	if u.used == nil {
+		u.used = make(map[string]time.Duration)
+	}
+	for name, d := range more.used {
+		u.used[name] += d
+	}
+	u.elapsed += more.elapsed
+}
+
+// parts returns each process's part of one core.
+func (u *usage) parts() map[string]float64 {
+	parts := make(map[string]float64)
+	for name, d := range u.used {
+		parts[name] = d.Seconds() / u.elapsed.Seconds()
+	}
+	return parts
+}
+
+// clockTick is the unit of /proc/PID/stat, the same on all of Linux's common platforms.
+const clockTick = 10 * time.Millisecond
+
+func cpuTimes(s *stage, processes map[string]int) map[string]time.Duration {
+	times := make(map[string]time.Duration)
+	for name, pid := range processes {
+		used, err := cpuTime(pid)
+		s.must(err)
+		times[name] = used
+	}
+	return times
+}
+
+func usageSince(s *stage, processes map[string]int, before map[string]time.Duration, elapsed time.Duration) usage {
+	now := cpuTimes(s, processes)
+	for name := range now {
+		now[name] -= before[name]
+	}
+	return usage{used: now, elapsed: elapsed}
+}
+
+// cpuTime reads user and system time of a process (proc(5)).
+func cpuTime(pid int) (time.Duration, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	_, rest, found := strings.Cut(string(text), ") ") // the name before it may hold anything
+	fields := strings.Fields(rest)
+	if !found || len(fields) < 13 {
+		return 0, fmt.Errorf("/proc/%d/stat is not as expected", pid)
+	}
+	var ticks int64
+	for _, field := range fields[11:13] { // utime, stime
+		n, err := strconv.ParseInt(field, 10, 64)
+		if err != nil {
+			return 0, err
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * clockTick, nil
+}
+
+// memory reads a process's resident and proportional set size, in KiB.
+func memory(pid int) (rss, pss int, err error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		return 0, 0, err
+	}
+	for line := range strings.Lines(string(text)) {
+		fields := strings.Fields(line)
+		if len(fields) < 2 {
+			continue
+		}
+		switch fields[0] {
+		case "Rss:":
+			rss, err = strconv.Atoi(fields[1])
+		case "Pss:":
+			pss, err = strconv.Atoi(fields[1])
+		}
+		if err != nil {
+			return 0, 0, err
+		}
+	}
+	return rss, pss, nil
+}

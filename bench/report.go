@@ -1,0 +1,164 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Markdown returns all tables.
+func (r *Results) Markdown() string {
+	var b strings.Builder
+	m := r.Machine
+	fmt.Fprintf(&b, "# Results\n\n%s, %s, %d cores, %s, %s.\n", m.Date, m.CPU, m.Cores, m.Kernel, m.Go)
+	if m.Quick {
+		b.WriteString("\n**Made with -quick: these figures show that the benchmark works and nothing else.**\n")
+	}
+	r.targets(&b)
+	r.signatureTables(&b)
+	r.variantTable(&b)
+	r.latencyTable(&b)
+	r.connectTable(&b)
+	r.memoryTable(&b)
+	return b.String()
+}
+
+// table writes one Markdown table.
+func table(b *strings.Builder, title string, head []string, rows [][]string) {
+	fmt.Fprintf(b, "\n## %s\n\n| %s |\n|%s\n", title, strings.Join(head, " | "), strings.Repeat("---|", len(head)))
+	for _, row := range rows {
+		fmt.Fprintf(b, "| %s |\n", strings.Join(row, " | "))
+	}
+}
+
+// target is a ratio that is wanted of a figure.
+type target struct {
+	what    string
+	got     float64
+	want    float64
+	atLeast bool
+}
+
+func (t target) row() []string {
+	sign, met := "≥", t.got >= t.want
+	if !t.atLeast {
+		sign, met = "≤", t.got <= t.want
+	}
+	verdict := "yes"
+	if !met {
+		verdict = "**no**"
+	}
+	return []string{t.what, fmt.Sprintf("%s %.2f", sign, t.want), fmt.Sprintf("%.2f", t.got), verdict}
+}
+
+func (r *Results) targets(b *strings.Builder) {
+	var targets []target
+	wanted := map[string][]target{
+		"rsa4096": {{what: "64 in flight", want: 0.97}},
+		"rsa2048": {{what: "64 in flight", want: 0.93}},
+		"p256":    {{what: "64 in flight", want: 0.60}, {what: "4 batches of 100", want: 0.90}},
+	}
+	for i := range r.Signatures {
+		a := &r.Signatures[i]
+		for _, t := range wanted[a.Algorithm] {
+			targets = append(targets, target{titles[a.Algorithm] + ", " + t.what + ", of raw", a.figure(t.what).Ratio, t.want, true})
+		}
+	}
+	if r.Latency != nil {
+		for _, request := range r.Latency.Requests {
+			targets = append(targets, target{titles[request.Algorithm] + ", one request, of echo + fdatasync + raw", request.Ratio, 1.3, false})
+		}
+	}
+	if r.Connects != nil {
+		targets = append(targets, target{"connects, of the bare tunnel", r.Connects.Ratio, 0.7, true})
+	}
+	for _, v := range r.Variants {
+		if v.Variant != variants[0].name {
+			targets = append(targets, target{titles[v.Algorithm] + ", audit's price", 1 - 1/v.Figure.Ratio, 0.1, false})
+		}
+	}
+	var rows [][]string
+	for _, t := range targets {
+		rows = append(rows, t.row())
+	}
+	if len(rows) > 0 {
+		table(b, "What was to be reached", []string{"ratio", "wanted", "measured", "reached"}, rows)
+	}
+}
+
+func (r *Results) signatureTables(b *strings.Builder) {
+	for i := range r.Signatures {
+		a := &r.Signatures[i]
+		var rows [][]string
+		for _, f := range a.Raw {
+			rows = append(rows, []string{"raw token, " + f.Load, fmt.Sprintf("%.0f", f.Median), spread(f.Slices, "%.0f"), "", "", "", ""})
+		}
+		for _, f := range a.Chain {
+			rows = append(rows, []string{f.Load, fmt.Sprintf("%.0f", f.Median), spread(f.Slices, "%.0f"), fmt.Sprintf("**%.2f**", f.Ratio),
+				cores(f, "client"), cores(f, "bridge"), cores(f, "server")})
+		}
+		table(b, titles[a.Algorithm]+": signatures a second",
+			[]string{"load", "median", "quartiles", "of raw, " + a.BestRaw, "client's cores", "bridge's", "server's"}, rows)
+	}
+}
+
+func cores(f Figure, process string) string { return fmt.Sprintf("%.2f", f.CPU[process]) }
+
+func (r *Results) variantTable(b *strings.Builder) {
+	var rows [][]string
+	for _, v := range r.Variants {
+		rows = append(rows, []string{titles[v.Algorithm], v.Variant, fmt.Sprintf("%.0f", v.Figure.Median), spread(v.Figure.Slices, "%.0f"), fmt.Sprintf("%.2f", v.Figure.Ratio)})
+	}
+	if len(rows) > 0 {
+		table(b, "Signatures a second by configuration, 64 in flight", []string{"key", "configuration", "median", "quartiles", "of " + variants[0].name}, rows)
+	}
+}
+
+func (r *Results) latencyTable(b *strings.Builder) {
+	if r.Latency == nil {
+		return
+	}
+	row := func(what string, t Times, ratio, without string) []string {
+		return []string{what, fmt.Sprintf("%.0f", t.P50), fmt.Sprintf("%.0f", t.P99), ratio, without}
+	}
+	rows := [][]string{
+		row("echo of 300 bytes through the bare tunnel", r.Latency.Echo, "", ""),
+		row("fdatasync of 300 bytes", r.Latency.Fsync, "", ""),
+	}
+	for _, request := range r.Latency.Requests {
+		rows = append(rows,
+			row("raw signature, "+titles[request.Algorithm], request.Raw, "", ""),
+			row("request to sign, "+titles[request.Algorithm], request.Chain, fmt.Sprintf("**%.2f**", request.Ratio), fmt.Sprintf("%.2f", request.WithoutFsync)))
+	}
+	table(b, "One thing at a time, in µs", []string{"what", "p50", "p99", "of echo + fdatasync + raw", "of echo + raw"}, rows)
+}
+
+func (r *Results) connectTable(b *strings.Builder) {
+	c := r.Connects
+	if c == nil {
+		return
+	}
+	table(b, "New connections, until the first answer", []string{"to", "p50, ms", "p99, ms", fmt.Sprintf("a second, %d at once", connectsAtOnce), "quartiles", "ratio"}, [][]string{
+		{"the server", milli(c.Chain.P50), milli(c.Chain.P99), fmt.Sprintf("%.0f", c.ChainRate), spread(c.ChainRates, "%.0f"), fmt.Sprintf("**%.2f**", c.Ratio)},
+		{"an echo server (the bare tunnel)", milli(c.Bare.P50), milli(c.Bare.P99), fmt.Sprintf("%.0f", c.BareRate), spread(c.BareRates, "%.0f"), ""},
+	})
+}
+
+func milli(micros float64) string { return fmt.Sprintf("%.2f", micros/1000) }
+
+func (r *Results) memoryTable(b *strings.Builder) {
+	if len(r.Memory) == 0 {
+		return
+	}
+	mib := func(kib int) string { return fmt.Sprintf("%.1f", float64(kib)/1024) }
+	base := r.Memory[0]
+	var rows [][]string
+	for _, m := range r.Memory {
+		each := []string{"", ""}
+		if n := m.Legs - base.Legs + m.Sessions; n >= 100 {
+			each = []string{fmt.Sprintf("%.0f", float64(m.BridgePSS-base.BridgePSS)/float64(n)), fmt.Sprintf("%.0f", float64(m.ServerPSS-base.ServerPSS)/float64(n))}
+		}
+		rows = append(rows, append([]string{fmt.Sprint(m.Legs), fmt.Sprint(m.Sessions),
+			mib(m.BridgeRSS), mib(m.BridgePSS), mib(m.ServerRSS), mib(m.ServerPSS)}, each...))
+	}
+	table(b, "Memory", []string{"idle legs", "idle sessions", "bridge RSS, MiB", "PSS", "server RSS, MiB", "PSS", "bridge, KiB each", "server, KiB each"}, rows)
+}

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"fmt"
+)
+
+// load is one way of asking for signatures.
+type load struct {
+	Name  string // for tables
+	order order
+}
+
+// The loads. A raw token has sessions where the chain has requests in flight.
+var (
+	rawLoads = []load{
+		{"1 session", order{Task: "rate", Parallel: 1}},
+		{"2 sessions", order{Task: "rate", Parallel: 2}},
+		{"8 sessions", order{Task: "rate", Parallel: 8}},
+		{"32 sessions", order{Task: "rate", Parallel: 32}},
+	}
+	chainLoads = []load{
+		{"1 in flight", order{Task: "rate", Parallel: 1}},
+		{"8 in flight", order{Task: "rate", Parallel: 8}},
+		{"64 in flight", order{Task: "rate", Parallel: 64}},
+		{"32 connections", order{Task: "rate", Parallel: 1, Connections: 32}},
+		{"batches of 100", order{Task: "rate", Parallel: 1, Batch: 100}},
+		{"4 batches of 100", order{Task: "rate", Parallel: 4, Batch: 100}},
+		{"library, 1 in flight", order{Task: "library", Parallel: 1}},
+		{"library, 8 in flight", order{Task: "library", Parallel: 8}},
+		{"library, 64 in flight", order{Task: "library", Parallel: 64}},
+		{"library, 4 batches of 100", order{Task: "library", Parallel: 4, Batch: 100}},
+	}
+)
+
+// AlgorithmResult is how fast keys of one algorithm sign.
+type AlgorithmResult struct {
+	Algorithm string
+	Raw       []Figure
+	Chain     []Figure
+	BestRaw   string // the raw figure that ratios are made with
+}
+
+// Figure is one measured rate.
+type Figure struct {
+	Load   string
+	Slices []float64 // signatures a second, one for each repetition
+	Median float64
+	Ratio  float64            `json:",omitempty"` // to the best raw figure of the same repetition; the median
+	Ratios []float64          `json:",omitempty"`
+	CPU    map[string]float64 `json:",omitempty"` // part of one core that each process used
+}
+
+// measureSignatures takes turns: a slice of the raw token, a slice of the chain,
+// and so on through all loads, as often as there are repetitions.
+func measureSignatures(s *stage, r *Results) {
+	for _, algorithm := range algorithms {
+		s.say("  %s", titles[algorithm])
+		result := AlgorithmResult{Algorithm: algorithm, Raw: figures(rawLoads), Chain: figures(chainLoads)}
+		cpu := make([]usage, len(chainLoads))
+		for repetition := range s.repetitions + 1 {
+			warm := repetition > 0 // the first round only warms up
+			for i := range max(len(rawLoads), len(chainLoads)) {
+				if i < len(chainLoads) {
+					used, rate := s.chainSlice(chainLoads[i].order, algorithm)
+					if warm {
+						result.Chain[i].Slices = append(result.Chain[i].Slices, rate)
+						cpu[i].add(used)
+					}
+				}
+				if i < len(rawLoads) {
+					rate := s.rawSlice(rawLoads[i].order, algorithm)
+					if warm {
+						result.Raw[i].Slices = append(result.Raw[i].Slices, rate)
+					}
+				}
+			}
+		}
+		for i := range cpu {
+			result.Chain[i].CPU = cpu[i].parts()
+		}
+		result.finish()
+		r.Signatures = append(r.Signatures, result)
+	}
+}
+
+func figures(loads []load) []Figure {
+	out := make([]Figure, len(loads))
+	for i, l := range loads {
+		out[i].Load = l.Name
+	}
+	return out
+}
+
+func (s *stage) rawSlice(o order, key string) float64 {
+	o.Key, o.For = key, s.slice
+	return s.raw.do(o).rate()
+}
+
+// chainSlice measures one slice of the chain and what it cost its processes.
+func (s *stage) chainSlice(o order, key string) (usage, float64) {
+	o.Key, o.For = key, s.slice
+	processes := map[string]int{"client": s.client.pid, "bridge": s.chain.Bridge.Command.Process.Pid, "server": s.chain.Server.Command.Process.Pid}
+	before := cpuTimes(s, processes)
+	a := s.client.do(o)
+	return usageSince(s, processes, before, a.Elapsed), a.rate()
+}
+
+// finish computes medians and ratios. The best raw figure is the one with the
+// highest median; each slice of the chain is divided by its slice of the same repetition.
+func (a *AlgorithmResult) finish() {
+	best := &a.Raw[0]
+	for i := range a.Raw {
+		a.Raw[i].Median = median(a.Raw[i].Slices)
+		if a.Raw[i].Median > best.Median {
+			best = &a.Raw[i]
+		}
+	}
+	a.BestRaw = best.Load
+	for i := range a.Chain {
+		f := &a.Chain[i]
+		f.Median = median(f.Slices)
+		f.Ratios = ratios(f.Slices, best.Slices)
+		f.Ratio = median(f.Ratios)
+	}
+}
+
+// figure returns the chain's figure under a load.
+func (a *AlgorithmResult) figure(load string) *Figure {
+	for i := range a.Chain {
+		if a.Chain[i].Load == load {
+			return &a.Chain[i]
+		}
+	}
+	panic(fmt.Sprintf("no load %q", load)) // the loads are this file's own
+}
+
+func (a *AlgorithmResult) bestRaw() *Figure {
+	for i := range a.Raw {
+		if a.Raw[i].Load == a.BestRaw {
+			return &a.Raw[i]
+		}
+	}
+	return &a.Raw[0]
+}
