@@ -36,13 +36,14 @@ var (
 )
 
 // Bounds for Argon2id parameters. The lower ones keep a stolen database
-// expensive to search (OWASP's minimum); the upper ones keep an enrolment string from
-// making the server do unbounded work.
+// expensive to search (OWASP's minimum); the upper ones keep an enrolment string, which its
+// user may make with any cost, from taking the server's memory and time from all others:
+// the dearest derivation takes about a second of two cores.
 const (
 	MinTime      = 2
-	MaxTime      = 16
+	MaxTime      = 8
 	MinMemoryKiB = 19 * 1024
-	MaxMemoryKiB = 1024 * 1024
+	MaxMemoryKiB = 256 * 1024
 	MaxThreads   = 16
 	SaltSize     = 16 // bytes
 )

@@ -191,3 +191,20 @@ func FuzzParsePublicKey(f *testing.F) {
 		}
 	})
 }
+
+func TestAnEnrolmentDoesNotChooseWhatAnUnlockCosts(t *testing.T) {
+	key, err := DeriveKey([]byte("correct-horse"), Parameters{Time: MinTime, MemoryKiB: MinMemoryKiB, Threads: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, raise := range map[string]func(*Parameters){
+		"memory": func(p *Parameters) { p.MemoryKiB = 512 << 10 },
+		"passes": func(p *Parameters) { p.Time = 16 },
+	} {
+		public := key.Public()
+		raise(&public.Parameters)
+		if _, err := ParseEnrolment(Enrolment{User: "mallory", Key: public}.String()); !errors.Is(err, ErrParameters) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
