@@ -12,6 +12,10 @@ import (
 	"chancery/users"
 )
 
+// errPINUnproven says that a grant holds a PIN that only a new login can prove. It wraps
+// token.ErrTokenAbsent, which has the token opened anew.
+var errPINUnproven = fmt.Errorf("its PIN was changed since its login: %w", token.ErrTokenAbsent)
+
 // proof remembers the PIN that a token took last, as a digest under a key of its
 // own, so that a grant can be held against it.
 type proof struct {
@@ -61,5 +65,5 @@ func (s *slot) prove(record users.Token, pins users.PINs) error {
 	if s.proven.digest != nil && s.proven.version == record.PINVersion {
 		return fmt.Errorf("the grant does not hold the PIN that token %q has taken; its row was altered: %w", record.Name, access.ErrWrongPassphrase)
 	}
-	return fmt.Errorf("the PIN of token %q was changed since its login, and the new one has to be proven: %w", record.Name, token.ErrTokenAbsent)
+	return fmt.Errorf("token %q: %w", record.Name, errPINUnproven)
 }

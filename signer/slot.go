@@ -92,6 +92,13 @@ func (s *slot) ready() (*openToken, error) {
 	return s.current, nil
 }
 
+// isAbsent tells whether the last try to open the token failed.
+func (s *slot) isAbsent() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state == StateAbsent
+}
+
 // keep holds the token open until the slot ends: it opens it, looks for it again
 // with growing pauses while it is absent, and replaces it when it was retired.
 func (s *slot) keep() {

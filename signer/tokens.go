@@ -78,7 +78,8 @@ func (m *tokens) slot(id int64) (*slot, bool) {
 	return s, ok
 }
 
-// unlock logs in to the key's token and fetches the key.
+// unlock logs in to the key's token and fetches the key. A PIN that was changed since the
+// token's login can be proven by another login only: for that the token is opened anew, once.
 func (m *tokens) unlock(ctx context.Context, found granted, pins users.PINs) (*openToken, token.Key, error) {
 	s, ok := m.slot(found.key.TokenID)
 	if !ok {
@@ -88,17 +89,45 @@ func (m *tokens) unlock(ctx context.Context, found granted, pins users.PINs) (*o
 	if err != nil {
 		return nil, nil, err
 	}
+	key, err := s.unlock(ctx, home, found, pins)
+	if !errors.Is(err, errPINUnproven) {
+		return home, key, err
+	}
+	if home, err = s.awaitReady(ctx); err != nil {
+		return nil, nil, err
+	}
+	key, err = s.unlock(ctx, home, found, pins)
+	return home, key, err
+}
+
+func (s *slot) unlock(ctx context.Context, home *openToken, found granted, pins users.PINs) (token.Key, error) {
 	if err := s.logIn(ctx, home, found, pins); err != nil {
 		home.failed(err)
-		return nil, nil, err
+		return nil, err
 	}
 	key, err := home.fetch(ctx, found.key)
 	if err != nil {
 		home.failed(err)
-		return nil, nil, err
+		return nil, err
 	}
-	return home, key, nil
+	return key, nil
 }
+
+// awaitReady waits while the token is opened anew, at most until ctx ends. It looks now and
+// then instead of being told: this happens once after each change of a PIN.
+func (s *slot) awaitReady(ctx context.Context) (*openToken, error) {
+	for {
+		home, err := s.ready()
+		if err == nil || s.isAbsent() {
+			return home, err
+		}
+		if !sleep(ctx, readyPause) {
+			return nil, err
+		}
+	}
+}
+
+const readyPause = 10 * time.Millisecond
 
 // wait takes no more tokens and returns when all keepers have closed their tokens.
 func (m *tokens) wait(limit time.Duration) error {
