@@ -98,3 +98,10 @@ var clientCertificate = sync.OnceValue(func() *x509.Certificate {
 	}
 	return certificate
 })
+
+// change alters the log under its lock.
+func (f *fakeAudit) change(how func(*fakeAudit)) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	how(f)
+}
