@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -64,19 +65,20 @@ type Lab struct {
 
 // Driver says where a lab keeps its keys.
 type Driver struct {
-	Name string
+	Name        string
+	Environment []string // for every program of the lab
 	// Add registers the token "vault" with olga as its manager.
 	Add func(*Lab)
 }
 
 // Soft keeps keys in files.
-var Soft = Driver{"soft", func(l *Lab) {
+var Soft = Driver{Name: "soft", Add: func(l *Lab) {
 	l.Operator("token", "add", "vault", "--driver", "soft", "--create", "--pin-file", "pin", "--manager", "olga", "--passphrase-file", "olga.passphrase")
 }}
 
 // SoftHSM keeps keys in a SoftHSM token of the lab's own, which the caller must
 // know to be installed (softhsm.FindModule).
-var SoftHSM = Driver{"softhsm", func(l *Lab) {
+var SoftHSM = Driver{Name: "softhsm", Add: func(l *Lab) {
 	l.restoreAfterwards("SOFTHSM2_CONF")
 	token, err := softhsm.New(l.TempDir(), "chancery lab", []byte(TokenPIN))
 	if err != nil {
@@ -91,7 +93,7 @@ var SoftHSM = Driver{"softhsm", func(l *Lab) {
 // registers the token. Everything ends with t.
 func New(t TB, programs string, d Driver) *Lab {
 	t.Helper()
-	l := &Lab{TB: t, Dir: t.TempDir(), Programs: programs}
+	l := &Lab{TB: t, Dir: t.TempDir(), Programs: programs, Environment: slices.Clone(d.Environment)}
 	for _, words := range []string{
 		"init pki",
 		"issue bridge bridge.lab --host localhost --out pki",
@@ -275,7 +277,7 @@ func (l *Lab) Must(program string, args ...string) string {
 // With returns the same lab whose programs get more environment.
 func (l *Lab) With(environment ...string) *Lab {
 	more := *l
-	more.Environment = append(append([]string(nil), l.Environment...), environment...)
+	more.Environment = slices.Concat(l.Environment, environment)
 	return &more
 }
 
