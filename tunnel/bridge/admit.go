@@ -14,22 +14,54 @@ import (
 // writeBound bounds the write of an ack, whose 17 bytes fit any socket buffer.
 const writeBound = 5 * time.Second
 
-// serve is the life of one connection. release gives back its handshake slot.
-func (b *Bridge) serve(ctx context.Context, raw net.Conn, port tunnel.Role, release func()) {
-	defer release()
-	transport := tunnel.NewTransport(raw, b.cfg.KeepAlive)
-	conn := tls.Server(transport, b.cfg.TLS)
+// serve is the life of one connection.
+func (b *Bridge) serve(ctx context.Context, d *door, g *guest, port tunnel.Role) {
+	defer d.leave(g)
+	transport := tunnel.NewTransport(g.conn, b.cfg.KeepAlive)
 	b.handshaking.Add(1)
-	l, err := b.admit(ctx, conn, transport, port)
+	l, conn, err := b.welcome(ctx, d, g, transport, port)
 	b.handshaking.Add(-1)
 	if err != nil {
-		b.refuse(raw, port, err)
-		closeLeg(conn, transport)
-		<-transport.Done()
+		b.turnAway(g, conn, transport, port, err)
 		return
 	}
-	release()
-	b.run(l)
+	d.leave(g)
+	// On a goroutine of its own the leg needs no more than a small stack.
+	b.legs.Go(func() { b.run(l) })
+}
+
+// welcome makes a leg of a guest. conn is nil without TLS settings.
+func (b *Bridge) welcome(ctx context.Context, d *door, g *guest, transport *tunnel.Transport, port tunnel.Role) (*leg, *tls.Conn, error) {
+	config, err := b.tls.newest()
+	if err != nil {
+		return nil, nil, err
+	}
+	seen := &watched{transport, g}
+	conn := tls.Server(seen, config)
+	l, err := b.admit(ctx, conn, transport, port, func() { d.welcome(g) })
+	if err != nil {
+		return nil, conn, err
+	}
+	seen.guest = nil
+	l.settings = config
+	return l, conn, nil
+}
+
+// turnAway ends a connection that is no leg. While it waits for the peer's own
+// end its place is the first to be given to another.
+func (b *Bridge) turnAway(g *guest, conn *tls.Conn, transport *tunnel.Transport, port tunnel.Role, err error) {
+	if g.shed.Load() {
+		b.shed.Add(1)
+		err = errShed
+	}
+	b.refuse(g.conn, port, err)
+	g.lost.Store(true)
+	if conn == nil {
+		_ = transport.Close()
+	} else {
+		closeLeg(conn, transport)
+	}
+	<-transport.Done()
 }
 
 // run lets an admitted leg wait and then copy.
@@ -39,6 +71,9 @@ func (b *Bridge) run(l *leg) {
 		closeLeg(l.conn, l.transport)
 		<-l.transport.Done()
 		return
+	}
+	if err := b.tls.recheck(l); err != nil {
+		b.hub.cut(l, err)
 	}
 	b.match()
 	p, err := l.wait(b.hub)
@@ -63,11 +98,12 @@ func (b *Bridge) refuse(conn net.Conn, port tunnel.Role, err error) {
 
 // admit runs the handshake and reads the hello within the deadline. A peer
 // that is refused after a well-formed hello has been told so by an ack.
-func (b *Bridge) admit(ctx context.Context, conn *tls.Conn, transport *tunnel.Transport, port tunnel.Role) (*leg, error) {
+// authenticated is called once it has shown a valid certificate.
+func (b *Bridge) admit(ctx context.Context, conn *tls.Conn, transport *tunnel.Transport, port tunnel.Role, authenticated func()) (*leg, error) {
 	ctx, cancel := context.WithTimeout(ctx, b.cfg.Handshake)
 	defer cancel()
 	unbind := tunnel.Bound(ctx, transport)
-	hello, err := greet(conn)
+	hello, err := greet(conn, authenticated)
 	// Before anything else is written: the bound must not cut the goodbye.
 	if !unbind() && err == nil {
 		err = ctx.Err()
@@ -92,10 +128,11 @@ func (b *Bridge) admit(ctx context.Context, conn *tls.Conn, transport *tunnel.Tr
 }
 
 // greet runs the TLS handshake and reads a hello.
-func greet(conn *tls.Conn) (tunnel.Hello, error) {
+func greet(conn *tls.Conn, authenticated func()) (tunnel.Hello, error) {
 	if err := conn.Handshake(); err != nil {
 		return tunnel.Hello{}, err
 	}
+	authenticated()
 	var b [tunnel.HelloSize]byte
 	if _, err := io.ReadFull(conn, b[:]); err != nil {
 		return tunnel.Hello{}, fmt.Errorf("%s: no hello: %w", describe(conn), err)

@@ -17,6 +17,7 @@ import (
 type Bridge struct {
 	cfg     Config
 	allowed map[string]bool
+	tls     settings
 	log     tunnel.Logger
 	strange tunnel.Logger // throttled: for what strangers can cause
 	hub     *hub
@@ -25,6 +26,8 @@ type Bridge struct {
 	handshaking atomic.Int64
 	accepted    atomic.Uint64
 	refused     atomic.Uint64
+	limited     atomic.Uint64
+	shed        atomic.Uint64
 	bytesUp     atomic.Uint64
 	bytesDown   atomic.Uint64
 }
@@ -39,8 +42,12 @@ func New(cfg Config) (*Bridge, error) {
 	b := &Bridge{
 		cfg:     cfg,
 		allowed: make(map[string]bool),
+		tls:     settings{source: cfg.Settings},
 		log:     cfg.Log,
 		strange: tunnel.Throttle(cfg.Log, 20, 10*time.Second),
+	}
+	if _, err := b.tls.newest(); err != nil {
+		return nil, err
 	}
 	for _, name := range cfg.Servers {
 		b.allowed[name] = true
@@ -57,6 +64,8 @@ type Stats struct {
 	Pairs          int    // pairs in progress
 	Accepted       uint64 // connections accepted since the start
 	Refused        uint64 // of these, how many never came to wait
+	Limited        uint64 // of these, how many came too fast from one address
+	Shed           uint64 // of these, how many made room for others in mid-handshake
 	Paired         uint64 // pairs since the start
 	BytesUp        uint64 // copied from clients to servers
 	BytesDown      uint64 // copied from servers to clients
@@ -68,6 +77,8 @@ func (b *Bridge) Stats() Stats {
 	s.Handshaking = int(b.handshaking.Load())
 	s.Accepted = b.accepted.Load()
 	s.Refused = b.refused.Load()
+	s.Limited = b.limited.Load()
+	s.Shed = b.shed.Load()
 	s.BytesUp = b.bytesUp.Load()
 	s.BytesDown = b.bytesDown.Load()
 	return s
@@ -126,26 +137,17 @@ func (b *Bridge) drain() {
 	<-done
 }
 
-// acceptAll accepts the connections of one port. A slot is reserved before a
-// connection is accepted, so that no peer can hold up the loop and those that
-// find no slot wait in the kernel's queue instead of in memory.
+// acceptAll accepts the connections of one port.
 func (b *Bridge) acceptAll(ctx context.Context, listener net.Listener, role tunnel.Role) error {
-	slots := make(chan struct{}, b.cfg.MaxHandshakes)
+	d := newDoor(&b.cfg)
 	var pause time.Duration
 	for {
-		select {
-		case slots <- struct{}{}:
-		case <-ctx.Done():
-			return nil
-		}
 		conn, err := listener.Accept()
 		if err == nil {
 			pause = 0
-			b.accepted.Add(1)
-			b.legs.Go(func() { b.serve(ctx, conn, role, sync.OnceFunc(func() { <-slots })) })
+			b.receive(ctx, d, conn, role)
 			continue
 		}
-		<-slots
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -160,4 +162,19 @@ func (b *Bridge) acceptAll(ctx context.Context, listener net.Listener, role tunn
 		case <-ctx.Done():
 		}
 	}
+}
+
+// receive brings a connection through the door and serves it.
+func (b *Bridge) receive(ctx context.Context, d *door, conn net.Conn, role tunnel.Role) {
+	b.accepted.Add(1)
+	g, err := d.enter(ctx, conn)
+	if err == nil {
+		b.legs.Go(func() { b.serve(ctx, d, g, role) })
+		return
+	}
+	if errors.Is(err, errTooFast) {
+		b.limited.Add(1)
+	}
+	b.refuse(conn, role, err)
+	hangUp(conn)
 }

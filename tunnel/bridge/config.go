@@ -21,13 +21,28 @@ type Config struct {
 	// TLS is the outer acceptor's. ClientCAs and a certificate must be set;
 	// everything weaker than TLS 1.3 with client certificates is overridden.
 	TLS *tls.Config
+	// Settings, where set, is asked for the newest TLS settings for each
+	// connection, and TLS is ignored. It should return the same pointer until
+	// something has changed; what is wrong with later settings turns
+	// connections away. It is called by several goroutines.
+	Settings func() *tls.Config
 	// Servers are the Common Names that may register on the server port. At
 	// least one is needed.
 	Servers []string
 
 	// MaxHandshakes bounds the connections of each port that have not yet said
-	// a valid hello. Beyond it connections wait in the kernel. Default 256.
+	// a valid hello. Beyond it the one that keeps the bridge waiting for longest
+	// is cut; where none does, new ones wait in the kernel. Default 1024.
 	MaxHandshakes int
+	// MaxHandshakesPerAddress is how many of these one address (a /64 of IPv6)
+	// may have before its own silent ones make room first. It turns nobody away
+	// who talks, and does not count where ConnectionRate does not. Default 512.
+	MaxHandshakesPerAddress int
+	// ConnectionRate and ConnectionBurst bound the new connections of one
+	// address that do not show a valid certificate: so many a second, after so
+	// many at once. Those beyond are dropped, unless somebody with a valid
+	// certificate came from there within ten minutes. Defaults 64 and 1024.
+	ConnectionRate, ConnectionBurst int
 	// MaxWaiting bounds each of the two queues; who comes when it is full is
 	// dropped. Default 256.
 	MaxWaiting int
@@ -66,11 +81,10 @@ const earlyBytes = 64 << 10
 
 // prepare returns a copy with defaults filled in, or ErrConfig.
 func (c Config) prepare() (Config, error) {
-	hard, err := tunnel.Acceptor(c.TLS)
-	if err != nil {
-		return c, fmt.Errorf("%w: the TLS settings %w", ErrConfig, err)
+	if c.Settings == nil {
+		fixed := c.TLS
+		c.Settings = func() *tls.Config { return fixed }
 	}
-	c.TLS = hard
 	if len(c.Servers) == 0 {
 		return c, fmt.Errorf("%w: no server may register; name at least one", ErrConfig)
 	}
@@ -79,7 +93,10 @@ func (c Config) prepare() (Config, error) {
 			return c, fmt.Errorf("%w: allowed server: %w", ErrConfig, err)
 		}
 	}
-	c.MaxHandshakes = positive(c.MaxHandshakes, 256)
+	c.MaxHandshakes = positive(c.MaxHandshakes, 1024)
+	c.MaxHandshakesPerAddress = positive(c.MaxHandshakesPerAddress, 512)
+	c.ConnectionRate = positive(c.ConnectionRate, 64)
+	c.ConnectionBurst = positive(c.ConnectionBurst, 1024)
 	c.MaxWaiting = positive(c.MaxWaiting, 256)
 	c.MaxSessions = positive(c.MaxSessions, 1024)
 	c.MaxPerClient = positive(c.MaxPerClient, 256)

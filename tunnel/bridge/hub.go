@@ -3,6 +3,8 @@ package bridge
 import (
 	"container/list"
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,6 +24,7 @@ type hub struct {
 
 	mu        sync.Mutex
 	dismissed bool
+	legs      map[*leg]struct{}     // all that wait, join or are paired
 	clients   list.List             // of *leg, first come first
 	servers   map[string]*list.List // waiting legs by server name
 	waiting   int                   // legs in servers
@@ -35,6 +38,7 @@ type hub struct {
 func newHub(cfg *Config) *hub {
 	return &hub{
 		cfg:       cfg,
+		legs:      make(map[*leg]struct{}),
 		servers:   make(map[string]*list.List),
 		load:      make(map[string]int),
 		perClient: make(map[string]int),
@@ -60,6 +64,7 @@ func (h *hub) enqueue(l *leg) error {
 			return errFull
 		}
 		l.state = queued
+		h.legs[l] = struct{}{}
 		h.addServer(l)
 		return nil
 	}
@@ -70,6 +75,7 @@ func (h *hub) enqueue(l *leg) error {
 		return errPerClient
 	}
 	h.perClient[l.name]++
+	h.legs[l] = struct{}{}
 	l.state = queued
 	h.clients.PushBack(l)
 	l.expiry = time.AfterFunc(h.cfg.QueueWait, func() { h.end(l, errNobody) })
@@ -144,6 +150,7 @@ func (h *hub) commit(p *pair) bool {
 		return false
 	}
 	p.client.state, p.server.state = paired, paired
+	p.client.pair, p.server.pair = p, p
 	p.client.expiry.Stop()
 	h.joins--
 	h.pairs[p] = struct{}{}
@@ -209,10 +216,31 @@ func (h *hub) endLocked(l *leg, reason error) {
 	l.interrupt()
 }
 
+// cut ends a leg's wait or its pair for the given reason.
+func (h *hub) cut(l *leg, reason error) {
+	h.mu.Lock()
+	p := l.pair
+	if p == nil {
+		h.endLocked(l, reason)
+	}
+	h.mu.Unlock()
+	if p != nil {
+		p.abort(reason)
+	}
+}
+
+// all returns the legs that wait, join or are paired.
+func (h *hub) all() []*leg {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Collect(maps.Keys(h.legs))
+}
+
 // forget gives back what an ended leg held.
 func (h *hub) forget(l *leg) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	delete(h.legs, l)
 	if l.role == tunnel.RoleServer {
 		return
 	}
@@ -228,6 +256,7 @@ func (h *hub) finish(p *pair) {
 	h.unload(p.server.name)
 	h.mu.Unlock()
 	h.forget(p.client)
+	h.forget(p.server)
 }
 
 func (h *hub) unload(server string) {

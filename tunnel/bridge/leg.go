@@ -28,6 +28,7 @@ type leg struct {
 	order     tunnel.Order
 	conn      *tls.Conn
 	transport *tunnel.Transport
+	settings  *tls.Config // of its handshake
 	since     time.Time
 	paired    chan *pair // receives once, after state became paired
 	early     []byte     // read while waiting; the leg's goroutine alone uses it
@@ -36,6 +37,7 @@ type leg struct {
 	state  state
 	reason error
 	expiry *time.Timer
+	pair   *pair // once state is paired
 }
 
 // Why a leg stopped waiting.
@@ -67,7 +69,11 @@ func (l *leg) interrupt() { _ = l.conn.SetReadDeadline(time.Unix(1, 0)) }
 // wait reads until the leg is paired or ends, and returns the pair or why there
 // is none. Bytes that came early are in l.early.
 func (l *leg) wait(h *hub) (*pair, error) {
-	buf := make([]byte, 2048)
+	size := 1 // a server has nothing to say yet
+	if l.role == tunnel.RoleClient {
+		size = 2048 // an inner ClientHello
+	}
+	buf := make([]byte, size)
 	for {
 		n, err := l.conn.Read(buf)
 		l.early = append(l.early, buf[:n]...)

@@ -19,11 +19,6 @@ var (
 	errLinger = errors.New("one direction ended and the other did not follow in time")
 )
 
-// bufferSize is a TLS record's largest payload: no read returns more.
-const bufferSize = 16 << 10
-
-var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
-
 // flow counts one direction of a pair.
 type flow struct {
 	bytes  atomic.Uint64
@@ -103,8 +98,8 @@ func (p *pair) pump(from, to *leg, through *flow, total *atomic.Uint64) error {
 	if p.cut.Load() { // wait may have lifted the deadline that abort had set
 		return net.ErrClosed
 	}
-	buf := buffers.Get().(*[bufferSize]byte)
-	defer buffers.Put(buf)
+	var space buffer
+	defer space.release()
 	for chunk, end := from.early, error(nil); ; {
 		if len(chunk) > 0 {
 			through.writes.Add(1)
@@ -124,8 +119,9 @@ func (p *pair) pump(from, to *leg, through *flow, total *atomic.Uint64) error {
 		}
 		from.early = nil
 		var n int
-		n, end = from.conn.Read(buf[:])
-		chunk = buf[:n]
+		into := space.next(len(chunk))
+		n, end = from.conn.Read(into)
+		chunk = into[:n]
 	}
 }
 
