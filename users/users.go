@@ -17,8 +17,8 @@
 // function Login does that for everybody. The opposite proves nothing: where Wrapped
 // is still right, another process may be about to change the token. So only the change itself
 // goes back (AbandonPIN), when the token has refused the new PIN; an interrupted one is completed.
-// Grants made meanwhile carry both wraps. Sessions unlocked earlier stay unlocked: the Generation of a grant does
-// not move with the PIN.
+// Grants made meanwhile carry both wraps. Sessions unlocked earlier stay unlocked, since the Generation of a grant does
+// not move with the PIN, until the next unlock has the daemon prove the new PIN by another login.
 package users
 
 import (
