@@ -67,6 +67,14 @@ func (c *Client) Close() error {
 	return nil
 }
 
+// Extended tells whether the server speaks chancery/1, as of the latest
+// connection. With one that does not, a request to sign is never repeated.
+func (c *Client) Extended() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.current.extended
+}
+
 // connection returns the connection in use, or makes one. It tries once.
 func (c *Client) connection(ctx context.Context) (*connection, error) {
 	c.mu.Lock()
@@ -118,21 +126,24 @@ func (c *Client) dial(attempt *dialing) {
 	c.current = attempt.conn
 }
 
-// request makes one call: it sends body when a connection is there and key, if
-// not empty, is unlocked on it.
-func (c *Client) request(ctx context.Context, key string, body wire.RequestBody) (wire.ResponseBody, error) {
+// composer makes a request for the connection that is to carry it.
+type composer func(*connection) (wire.RequestBody, error)
+
+// request makes one call: it sends what compose makes when a connection is
+// there and key, if not empty, is unlocked on it.
+func (c *Client) request(ctx context.Context, key string, compose composer) (wire.ResponseBody, error) {
 	conn, err := c.connection(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if key == "" {
-		return conn.ask(ctx, body)
+		return conn.ask(ctx, compose)
 	}
 	number, err := c.ensureUnlocked(ctx, conn, key)
 	if err != nil {
 		return nil, err
 	}
-	reply, err := conn.ask(ctx, body)
+	reply, err := conn.ask(ctx, compose)
 	if number == 0 || !errors.Is(err, wire.NewError(wire.CodeNotUnlocked)) {
 		return reply, err
 	}
@@ -141,11 +152,15 @@ func (c *Client) request(ctx context.Context, key string, body wire.RequestBody)
 	if _, err = c.ensureUnlocked(ctx, conn, key); err != nil {
 		return nil, err
 	}
-	return conn.ask(ctx, body)
+	return conn.ask(ctx, compose)
 }
 
 // ask is roundTrip for a connection that the server may want replaced.
-func (c *connection) ask(ctx context.Context, body wire.RequestBody) (wire.ResponseBody, error) {
+func (c *connection) ask(ctx context.Context, compose composer) (wire.ResponseBody, error) {
+	body, err := compose(c)
+	if err != nil {
+		return nil, err
+	}
 	reply, err := c.roundTrip(ctx, body)
 	var answer *wire.Error
 	if errors.As(err, &answer) && answer.Retry == wire.RetryReconnect {
@@ -157,28 +172,7 @@ func (c *connection) ask(ctx context.Context, body wire.RequestBody) (wire.Respo
 // read makes a call that is safe to repeat.
 func (c *Client) read(ctx context.Context, body wire.RequestBody) (wire.ResponseBody, error) {
 	return c.repeat(ctx, func(ctx context.Context) (wire.ResponseBody, error) {
-		return c.request(ctx, "", body)
-	})
-}
-
-// sign makes a call that is repeated only if the server did not get it, or
-// answered that it did not do it. A batch that the token had no time for is
-// left to the caller.
-func (c *Client) sign(ctx context.Context, key string, body wire.RequestBody) (wire.ResponseBody, error) {
-	_, many := body.(*wire.SignAll)
-	return c.repeat(ctx, func(ctx context.Context) (wire.ResponseBody, error) {
-		reply, err := c.request(ctx, key, body)
-		if many && errors.Is(err, wire.NewError(wire.CodeTokenBusy)) {
-			return nil, errTooMany
-		}
-		var lost *lostError
-		if errors.As(err, &lost) && lost.sent {
-			interrupted := *ErrInterrupted
-			interrupted.Err = lost.cause
-			interrupted.Hint = lostText(lost.cause) + "; sign again if a second signature does no harm"
-			return nil, &interrupted
-		}
-		return reply, err
+		return c.request(ctx, "", func(*connection) (wire.RequestBody, error) { return body, nil })
 	})
 }
 

@@ -326,8 +326,9 @@ func TestChangedPassphraseIsForgotten(t *testing.T) {
 	}
 }
 
-func TestSignInFlightIsNeverRepeated(t *testing.T) {
+func TestSignInFlightIsNeverRepeatedToAVersion2Server(t *testing.T) {
 	w := newWorld(t)
+	w.plain = true
 	w.Hook = func(s *clienttest.Session, r *wire.Request) wire.ResponseBody {
 		if r.Body.Name() != "sign" {
 			return nil

@@ -34,7 +34,9 @@ type Config struct {
 	Pin func(key string) string
 
 	// RequestTimeout is how long the server may be silent while a request
-	// waits for its reply; then the connection is given up.
+	// waits for its reply; then the connection is given up. Under chancery/1
+	// the server is told to give up a request to sign after nine tenths of it, or
+	// when the context's deadline passes.
 	RequestTimeout time.Duration
 	// IdleTimeout is how long a connection without requests is kept.
 	IdleTimeout time.Duration
@@ -42,7 +44,7 @@ type Config struct {
 	// context's earlier deadline comes first.
 	BusyTimeout time.Duration
 	// Attempts is how often one call tries to connect, or sends a request that
-	// is safe to repeat.
+	// is safe to repeat: one that reads, or one to sign under chancery/1.
 	Attempts int
 	// RetryMin and RetryMax bound the pause between attempts. It doubles
 	// from one to the next, and up to half of it is added at random.

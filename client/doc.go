@@ -20,10 +20,17 @@
 // memory until Close, which wipes them.
 //
 // A request that surely was not sent is sent again, and so is one that only
-// reads. A request to sign that was on its way when the connection broke may or
-// may not have been served: it fails with [ErrInterrupted], and whether to sign
-// again is the caller's decision. A server that is busy is asked again within
-// the context's deadline. All failures are an *[Error] with a stable code.
+// reads. A request to sign carries an idempotency key under chancery/1: when the
+// connection breaks while it is on its way it is sent again with the same key, and the
+// server, which knows it by that, signs once. Nothing else that may have been
+// signed is repeated: with a server of plain version 2, or when the attempts run
+// out, the call fails with [ErrInterrupted], and whether to sign again is the
+// caller's decision. A server that is busy is asked again within the context's
+// deadline. All failures are an *[Error] with a stable code.
+//
+// The key holds as long as the server remembers it, which a restart ends. A
+// repetition that meets another server, or the same one after a restart, is signed anew;
+// the audit log shows both with one key.
 //
 // # Compatibility
 //

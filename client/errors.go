@@ -47,8 +47,10 @@ const (
 // Errors to compare with errors.Is; any *Error with the same code is equal to them.
 var (
 	// ErrInterrupted says that the connection broke while a request to sign was
-	// on its way: the signature may or may not have been made and recorded.
-	// Signing again is safe for the data, and shows twice in the server's audit log.
+	// on its way: the signature may or may not have been made and recorded. Under
+	// chancery/1 the request was repeated before, with its idempotency key, and
+	// Config.Attempts or the context's deadline came to an end. Signing again is
+	// safe for the data, and may show twice in the server's audit log.
 	ErrInterrupted = &Error{Code: CodeInterrupted, Message: "the connection broke while the server was signing; the signature may have been made"}
 	// ErrClosed says that Close was called.
 	ErrClosed = &Error{Code: CodeClosed, Message: "the client is closed"}

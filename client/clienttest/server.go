@@ -41,6 +41,8 @@ type Server struct {
 	keys     []*Key
 	sessions map[*Session]bool
 	counts   map[string]int
+	answers  map[uuid.UUID]wire.ResponseBody // successful ones, by idempotency key
+	signed   int
 }
 
 // Key is one key of a server.
@@ -82,6 +84,14 @@ func (s *Server) Count(name string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.counts[name]
+}
+
+// Signed returns how many signatures were made. A request that is repeated with its
+// idempotency key gets those that were made before; what else it says is not compared.
+func (s *Server) Signed() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.signed
 }
 
 // Sessions returns how many sessions are open.
@@ -135,6 +145,7 @@ func (s *Server) Serve(conn Conn) {
 	s.mu.Lock()
 	if s.sessions == nil {
 		s.sessions, s.counts = make(map[*Session]bool), make(map[string]int)
+		s.answers = make(map[uuid.UUID]wire.ResponseBody)
 	}
 	s.sessions[session] = true
 	s.mu.Unlock()
@@ -189,16 +200,21 @@ func (s *Session) answer(request *wire.Request) {
 		body = s.server.Hook(s, request)
 	}
 	if body == nil {
-		body = s.serve(request.Body)
+		body = s.Answer(request)
 	}
 	if body != Silence {
 		s.Reply(request.ID, body)
 	}
 }
 
-func (s *Session) serve(body wire.RequestBody) wire.ResponseBody {
+// Answer serves a request as usual. A hook may call it and keep the answer to itself.
+func (s *Session) Answer(request *wire.Request) wire.ResponseBody {
 	s.server.mu.Lock()
 	defer s.server.mu.Unlock()
+	return s.serve(request.Body)
+}
+
+func (s *Session) serve(body wire.RequestBody) wire.ResponseBody {
 	switch request := body.(type) {
 	case *wire.WhoAmI:
 		return &wire.WhoAmIReply{User: s.server.User}
@@ -219,9 +235,13 @@ func (s *Session) serve(body wire.RequestBody) wire.ResponseBody {
 			return &wire.UnlockReply{}
 		})
 	case *wire.Sign:
-		return s.withKey(request.Key, func(key *Key) wire.ResponseBody { return s.sign(key, request) })
+		return s.withKey(request.Key, func(key *Key) wire.ResponseBody {
+			return s.once(key, request.Terms, func() wire.ResponseBody { return s.sign(key, request) })
+		})
 	case *wire.SignAll:
-		return s.withKey(request.Key, func(key *Key) wire.ResponseBody { return s.signAll(key, request) })
+		return s.withKey(request.Key, func(key *Key) wire.ResponseBody {
+			return s.once(key, request.Terms, func() wire.ResponseBody { return s.signAll(key, request) })
+		})
 	}
 	return &wire.UnsupportedReply{}
 }
@@ -232,6 +252,21 @@ func (s *Session) withKey(name string, do func(*Key) wire.ResponseBody) wire.Res
 		return wire.NewError(wire.CodeNoSuchKey)
 	}
 	return do(s.server.keys[i])
+}
+
+// once answers a repetition as its first.
+func (s *Session) once(key *Key, terms wire.Terms, sign func() wire.ResponseBody) wire.ResponseBody {
+	if !s.unlocked[key.Name] {
+		return wire.NewError(wire.CodeNotUnlocked)
+	}
+	if answer, known := s.server.answers[terms.IdempotencyKey]; known {
+		return answer
+	}
+	answer := sign()
+	if _, failed := answer.(*wire.Error); !failed && terms.IdempotencyKey != uuid.Nil {
+		s.server.answers[terms.IdempotencyKey] = answer
+	}
+	return answer
 }
 
 func (s *Session) sign(key *Key, request *wire.Sign) wire.ResponseBody {
@@ -262,9 +297,6 @@ func (s *Session) signAll(key *Key, request *wire.SignAll) wire.ResponseBody {
 }
 
 func (s *Session) one(key *Key, scheme wire.Scheme, digest wire.Digest, message []byte) (*wire.Signature, *wire.Error) {
-	if !s.unlocked[key.Name] {
-		return nil, wire.NewError(wire.CodeNotUnlocked)
-	}
 	sum, options := message, crypto.SignerOpts(digest.Algorithm.Hash())
 	_, wantsMessage := key.Signer.Public().(ed25519.PublicKey)
 	if wantsMessage != (message != nil) {
@@ -284,5 +316,6 @@ func (s *Session) one(key *Key, scheme wire.Scheme, digest wire.Digest, message 
 	if err != nil {
 		return nil, wire.NewError(wire.CodeInternal)
 	}
+	s.server.signed++
 	return &wire.Signature{Tag: key.Algorithm.Tag(), Bytes: raw, Digest: digest.Algorithm, Hash: digest.Hex}, nil
 }
