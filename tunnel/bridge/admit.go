@@ -80,6 +80,7 @@ func (b *Bridge) run(l *leg) {
 	if p == nil {
 		b.log.Debug("waiting connection ended", "port", l.role.String(), "name", l.name,
 			"peer", l.address(), "reason", err.Error())
+		b.cfg.Observer.Left(l.role, time.Since(l.since), wordFor(err, ReasonFailed))
 		closeLeg(l.conn, l.transport)
 		b.hub.forget(l)
 		// A place may have come free for those that wait.
@@ -93,6 +94,7 @@ func (b *Bridge) run(l *leg) {
 // refuse records a connection that never came to wait.
 func (b *Bridge) refuse(conn net.Conn, port tunnel.Role, err error) {
 	b.refused.Add(1)
+	b.cfg.Observer.Refused(port, wordFor(err, ReasonTLS))
 	b.strange.Warn("connection refused", "port", port.String(), "peer", conn.RemoteAddr().String(), "reason", err.Error())
 }
 
@@ -122,7 +124,7 @@ func (b *Bridge) admit(ctx context.Context, conn *tls.Conn, transport *tunnel.Tr
 	if status != tunnel.StatusOK {
 		// Dropped either way; that the ack cannot be written changes nothing.
 		_ = l.ack(status, tunnel.NewSessionID())
-		return nil, fmt.Errorf("%s: answered %q", describe(conn), status)
+		return nil, fmt.Errorf("%s: %w", describe(conn), answer(status))
 	}
 	return l, nil
 }
@@ -135,7 +137,7 @@ func greet(conn *tls.Conn, authenticated func()) (tunnel.Hello, error) {
 	authenticated()
 	var b [tunnel.HelloSize]byte
 	if _, err := io.ReadFull(conn, b[:]); err != nil {
-		return tunnel.Hello{}, fmt.Errorf("%s: no hello: %w", describe(conn), err)
+		return tunnel.Hello{}, fmt.Errorf("%s: %w: %w", describe(conn), errNoHello, err)
 	}
 	hello, err := tunnel.DecodeHello(b)
 	if err != nil {

@@ -23,6 +23,8 @@ type Bridge struct {
 	hub     *hub
 	legs    sync.WaitGroup // goroutines of connections and of joins
 
+	accepting   atomic.Int32 // acceptAll loops
+	draining    atomic.Bool
 	handshaking atomic.Int64
 	accepted    atomic.Uint64
 	refused     atomic.Uint64
@@ -118,6 +120,7 @@ func (b *Bridge) Serve(ctx context.Context, clients, servers net.Listener) error
 
 // drain ends what Serve has begun.
 func (b *Bridge) drain() {
+	b.draining.Store(true)
 	b.hub.dismiss()
 	done := make(chan struct{})
 	go func() {
@@ -139,6 +142,8 @@ func (b *Bridge) drain() {
 
 // acceptAll accepts the connections of one port.
 func (b *Bridge) acceptAll(ctx context.Context, listener net.Listener, role tunnel.Role) error {
+	b.accepting.Add(1)
+	defer b.accepting.Add(-1)
 	d := newDoor(&b.cfg)
 	var pause time.Duration
 	for {

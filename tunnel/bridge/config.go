@@ -74,6 +74,8 @@ type Config struct {
 	KeepAlive net.KeepAliveConfig
 	// Log receives what happens. Default: nothing.
 	Log tunnel.Logger
+	// Observer is told what happens. Default: nobody.
+	Observer Observer
 }
 
 // earlyBytes bounds what is kept of what a client sends before it is paired.
@@ -111,6 +113,9 @@ func (c Config) prepare() (Config, error) {
 	}
 	if c.Log == nil {
 		c.Log = tunnel.Discard()
+	}
+	if c.Observer == nil {
+		c.Observer = nobody{}
 	}
 	return c, nil
 }

@@ -42,6 +42,8 @@ type leg struct {
 
 // Why a leg stopped waiting.
 var (
+	errClosed  = errors.New("closed")
+	errNoHello = errors.New("no hello")
 	errSpoke   = errors.New("sent data before it was paired")
 	errTooMuch = errors.New("sent too much before it was paired")
 	errNobody  = errors.New("no server became free in time")
@@ -97,7 +99,7 @@ func (l *leg) fault(n int, err error) error {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return nil
 	case errors.Is(err, io.EOF):
-		return errors.New("closed")
+		return errClosed
 	}
 	return err
 }

@@ -67,6 +67,7 @@ func (b *Bridge) join(client, server *leg) {
 		b.match()
 		return
 	}
+	b.cfg.Observer.Paired(p.began.Sub(client.since), p.began.Sub(server.since))
 	b.log.Info("paired", "session", p.id.String(), "client", client.name, "server", server.name,
 		"client_address", client.address(), "server_address", server.address(), "waited", p.began.Sub(client.since))
 	p.guard(b.cfg.IdleTimeout, b.cfg.Stall)
@@ -222,10 +223,11 @@ func (b *Bridge) finish(p *pair) {
 	closing.Wait()
 	b.hub.finish(p)
 	b.match() // a session slot came free
-	end := "closed"
+	end, word := "closed", ReasonClosed
 	if reason != nil {
-		end = reason.Error()
+		end, word = reason.Error(), wordFor(reason, ReasonFailed)
 	}
+	b.cfg.Observer.Ended(time.Since(p.began), word)
 	b.log.Info("pair ended", "session", p.id.String(), "client", p.client.name, "server", p.server.name,
 		"bytes_up", p.up.bytes.Load(), "bytes_down", p.down.bytes.Load(), "duration", time.Since(p.began), "reason", end)
 	<-p.client.transport.Done()
