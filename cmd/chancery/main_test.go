@@ -59,7 +59,7 @@ func TestScripts(t *testing.T) {
 			return setUp(t, env, authority, signers)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "server": steer, "asked": asked, "lines": lines, "many": many,
+			"exits": exits, "server": steer, "asked": asked, "signed": signed, "lines": lines, "many": many,
 		},
 	})
 }
@@ -92,6 +92,24 @@ type world struct {
 	busy       atomic.Int32
 	forge      atomic.Bool
 	refusal    atomic.Value // wire.Code
+	settings   *tunnel.Config
+	listener   *tunnel.Listener
+}
+
+// listen has the server speak chancery/1, or plain version 2, from the next connection on.
+func (w *world) listen(protocols ...string) {
+	w.close()
+	settings := *w.settings
+	settings.Inner = settings.Inner.Clone()
+	settings.Inner.NextProtos = protocols
+	w.listener = tunnel.Listen(context.Background(), &settings, 4)
+	go w.Accept(context.Background(), w.listener)
+}
+
+func (w *world) close() {
+	if w.listener != nil {
+		_ = w.listener.Close()
+	}
 }
 
 func setUp(t *testing.T, env *testscript.Env, authority *tunneltest.Authority, signers map[string]crypto.Signer) error {
@@ -111,12 +129,12 @@ func setUp(t *testing.T, env *testscript.Env, authority *tunneltest.Authority, s
 		key.Certificates = []wire.Certificate{{Text: text, Type: wire.CertificatePGP, Fingerprint: fingerprint, Name: name + "-openpgp"}}
 	}
 	b := authority.StartBridge([]string{tunneltest.ServerHost}, nil)
-	listener := tunnel.Listen(context.Background(), authority.Server(b, tunneltest.ServerHost), 4)
+	w.settings = authority.Server(b, tunneltest.ServerHost)
+	w.listen(tunnel.Protocol)
 	env.Defer(func() {
-		_ = listener.Close()
+		w.close()
 		_ = b.Stop()
 	})
-	go w.Accept(context.Background(), listener)
 	env.Values["world"] = w
 	env.Setenv("HOME", env.WorkDir)
 	env.Setenv("GNUPGHOME", filepath.Join(env.WorkDir, "gnupg"))
@@ -175,7 +193,7 @@ func (w *world) misbehave(s *clienttest.Session, r *wire.Request) wire.ResponseB
 	return nil
 }
 
-// steer is: server interrupt N | busy N | forge | refuse CODE.
+// steer is: server interrupt N | busy N | forge | refuse CODE | version2 | chancery1.
 func steer(ts *testscript.TestScript, _ bool, args []string) {
 	w := ts.Value("world").(*world)
 	number := 0
@@ -191,6 +209,10 @@ func steer(ts *testscript.TestScript, _ bool, args []string) {
 		w.forge.Store(true)
 	case "refuse":
 		w.refusal.Store(wire.Code(args[1]))
+	case "version2":
+		w.listen()
+	case "chancery1":
+		w.listen(tunnel.Protocol)
 	default:
 		ts.Fatalf("server %s?", args[0])
 	}
@@ -201,6 +223,14 @@ func asked(ts *testscript.TestScript, _ bool, args []string) {
 	w := ts.Value("world").(*world)
 	if got := strconv.Itoa(w.Count(args[0])); got != args[1] {
 		ts.Fatalf("%s requests: %s, not %s", args[0], got, args[1])
+	}
+}
+
+// signed N wants the server to have made so many signatures.
+func signed(ts *testscript.TestScript, _ bool, args []string) {
+	w := ts.Value("world").(*world)
+	if got := strconv.Itoa(w.Signed()); got != args[0] {
+		ts.Fatalf("signatures: %s, not %s", got, args[0])
 	}
 }
 

@@ -17,7 +17,7 @@ const (
 	batchSize      = 16 // signatures in one request
 	batchesInWay   = 4  // requests at once
 	maxHashers     = 8
-	signAgainTimes = 3 // how often a batch is signed again after the connection broke
+	signAgainTimes = 3 // how often a batch is signed again after the connection to a version 2 server broke
 )
 
 // job is one document on its way to its signature.
@@ -156,7 +156,9 @@ func gather(first *job, ready <-chan *job) []*job {
 }
 
 // sign gets a batch's signatures and writes them. Only an error that the other
-// batches would meet as well is returned.
+// batches would meet as well is returned. A server of chancery/1 knows what the
+// client library repeats; with one of version 2, signing again is told, since it
+// may have signed already.
 func (p *pipeline) sign(ctx context.Context, batch []*job) error {
 	var err error
 	if ctx.Err() != nil {
@@ -169,7 +171,7 @@ func (p *pipeline) sign(ctx context.Context, batch []*job) error {
 		if err != nil && ctx.Err() != nil {
 			err = context.Cause(ctx) // what stopped the run, not that it stopped
 		}
-		if errors.Is(err, client.ErrInterrupted) && again < signAgainTimes {
+		if errors.Is(err, client.ErrInterrupted) && !p.session.Extended() && again < signAgainTimes {
 			p.warn("%s; signing %d again (%d of %d)", told(err).Message, len(batch), again+1, signAgainTimes)
 			err = nil
 		}
