@@ -64,18 +64,7 @@ func (s *signing) compose(ctx context.Context) composer {
 			}
 			return s.body, nil
 		}
-		terms := wire.Terms{IdempotencyKey: s.id, Deadline: s.client.patience(ctx)}
-		switch body := s.body.(type) {
-		case *wire.Sign:
-			with := *body
-			with.Terms = terms
-			return &with, nil
-		case *wire.SignAll:
-			with := *body
-			with.Terms = terms
-			return &with, nil
-		}
-		return s.body, nil
+		return wire.WithTerms(s.body, wire.Terms{IdempotencyKey: s.id, Deadline: s.client.patience(ctx)}), nil
 	}
 }
 

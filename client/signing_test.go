@@ -15,28 +15,16 @@ import (
 	"chancery/tunnel/wire"
 )
 
-// termsOf returns what a request to sign says of itself.
-func termsOf(body wire.RequestBody) (wire.Terms, bool) {
-	switch body := body.(type) {
-	case *wire.Sign:
-		return body.Terms, true
-	case *wire.SignAll:
-		return body.Terms, true
-	}
-	return wire.Terms{}, false
-}
-
 // watched has the server note the terms of all requests to sign, and then do what each says.
 func (w *world) watched(then func(*clienttest.Session, *wire.Request) wire.ResponseBody) func() []wire.Terms {
 	var mu sync.Mutex
 	var seen []wire.Terms
 	w.Hook = func(s *clienttest.Session, r *wire.Request) wire.ResponseBody {
-		terms, signs := termsOf(r.Body)
-		if !signs {
+		if name := r.Body.Name(); name != "sign" && name != "sign_all" {
 			return nil
 		}
 		mu.Lock()
-		seen = append(seen, terms)
+		seen = append(seen, wire.TermsOf(r.Body))
 		mu.Unlock()
 		if then == nil {
 			return nil
@@ -175,7 +163,7 @@ func TestVersion2IsSentNoTerms(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if terms, _ := termsOf(made); (terms.IdempotencyKey == s.id) != extended || (terms.Deadline > 0) != extended {
+			if terms := wire.TermsOf(made); (terms.IdempotencyKey == s.id) != extended || (terms.Deadline > 0) != extended {
 				t.Errorf("chancery/1 %v: %+v", extended, terms)
 			}
 		}

@@ -97,6 +97,33 @@ type Terms struct {
 // MaxDeadline is the longest Terms.Deadline. A reader takes a longer one for this.
 const MaxDeadline = 24 * time.Hour
 
+// TermsOf returns the terms of a request to sign, and none of any other.
+func TermsOf(body RequestBody) Terms {
+	switch body := body.(type) {
+	case *Sign:
+		return body.Terms
+	case *SignAll:
+		return body.Terms
+	}
+	return Terms{}
+}
+
+// WithTerms returns a copy of a request to sign that has other terms, and any other
+// request as it is. What is signed is shared with the copy.
+func WithTerms(body RequestBody, terms Terms) RequestBody {
+	switch body := body.(type) {
+	case *Sign:
+		other := *body
+		other.Terms = terms
+		return &other
+	case *SignAll:
+		other := *body
+		other.Terms = terms
+		return &other
+	}
+	return body
+}
+
 // Name returns "who_am_i".
 func (*WhoAmI) Name() string { return "who_am_i" }
 

@@ -45,3 +45,21 @@ func TestTermsOutOfRangeAreWrittenWithinIt(t *testing.T) {
 		}
 	}
 }
+
+func TestTermsAreExchangedInACopy(t *testing.T) {
+	terms := wire.Terms{IdempotencyKey: idempotencyKey, Deadline: time.Second}
+	for _, body := range []wire.RequestBody{&wire.Sign{Key: "k", Digest: digest256}, &wire.SignAll{Key: "k", Digests: []wire.Digest{digest256}}} {
+		before := string(wire.AppendRequest(nil, &wire.Request{Body: body}))
+		with := wire.WithTerms(body, terms)
+		if wire.TermsOf(with) != terms || wire.TermsOf(body) != (wire.Terms{}) {
+			t.Errorf("%s: %+v made of %+v", body.Name(), with, body)
+		}
+		if after := string(wire.AppendRequest(nil, &wire.Request{Body: wire.WithTerms(with, wire.Terms{})})); after != before {
+			t.Errorf("%s became %s", before, after)
+		}
+	}
+	body := &wire.GetKey{Key: "k"}
+	if wire.WithTerms(body, terms) != wire.RequestBody(body) || wire.TermsOf(body) != (wire.Terms{}) {
+		t.Error("a request that does not sign has terms")
+	}
+}
