@@ -73,7 +73,7 @@ func (r *Results) targets(b *strings.Builder) {
 	}
 	for _, v := range r.Variants {
 		if v.Variant != variants[0].name {
-			targets = append(targets, target{titles[v.Algorithm] + ", audit's price", 1 - 1/v.Figure.Ratio, 0.1, false})
+			targets = append(targets, target{titles[v.Algorithm] + ", price of durable records", 1 - 1/v.Figure.Ratio, 0.1, false})
 		}
 	}
 	var rows [][]string
