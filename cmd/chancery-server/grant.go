@@ -114,7 +114,17 @@ func (a *app) addGrant(ctx context.Context, command *cobra.Command, office *admi
 		return err
 	}
 	defer grantee.Clear()
-	added, err := office.AddGrant(ctx, actor, spec, grantee)
+	var added users.Grant
+	about := grantAct("grant.add", actor.User, spec.Target, user)
+	about.details["role"] = string(spec.Role)
+	if !spec.Expires.IsZero() {
+		about.details["expires"] = spec.Expires.Format(time.RFC3339)
+	}
+	err = a.recorded(ctx, about, func() (err error) {
+		added, err = office.AddGrant(ctx, actor, spec, grantee)
+		about.details["grant"] = fmt.Sprint(added.ID)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -132,6 +142,15 @@ func (a *app) addGrant(ctx context.Context, command *cobra.Command, office *admi
 		grantView
 		Passphrase string `json:"passphrase,omitempty"`
 	}{view, passphrase})
+}
+
+// grantAct is about a user's grant on a key or token.
+func grantAct(name, actor string, target admin.Target, user string) act {
+	about := act{name: name, user: actor, key: target.Key, details: map[string]string{"user": user}}
+	if target.Token != "" {
+		about.details["token"] = target.Token
+	}
+	return about
 }
 
 func afterGrant(g *grantView) string {
@@ -230,12 +249,15 @@ func (a *app) grantRevokeCommand() *cobra.Command {
 			return err
 		}
 		return a.withOffice(command, func(ctx context.Context, office *admin.Office) error {
-			err := office.RevokeGrant(ctx, user, target, false)
+			revoke := func(force bool) error {
+				return a.recorded(ctx, grantAct("grant.revoke", "", target, user), func() error { return office.RevokeGrant(ctx, user, target, force) })
+			}
+			err := revoke(false)
 			if errors.Is(err, admin.ErrLastManager) {
 				if err := a.confirm("User %q is the last who manages %s; without them nobody can grant it", user, target); err != nil {
 					return err
 				}
-				err = office.RevokeGrant(ctx, user, target, true)
+				err = revoke(true)
 			}
 			if err != nil {
 				return err
@@ -291,7 +313,11 @@ func (a *app) changePassphrase(ctx context.Context, command *cobra.Command, offi
 		return err
 	}
 	defer replacement.Clear()
-	changed, err := office.ChangePassphrase(ctx, actor, target, replacement)
+	var changed users.Grant
+	err = a.recorded(ctx, grantAct("grant.change_passphrase", actor.User, target, user), func() (err error) {
+		changed, err = office.ChangePassphrase(ctx, actor, target, replacement)
+		return err
+	})
 	if err != nil {
 		return err
 	}

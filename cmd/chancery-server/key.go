@@ -142,7 +142,9 @@ func (a *app) keyDisableCommand(verb string, disabled bool) *cobra.Command {
 		Args: cli.Args(cobra.ExactArgs(1)), ValidArgsFunction: a.namesOf(keyNames),
 		RunE: func(command *cobra.Command, args []string) error {
 			return a.withStore(command, func(ctx context.Context, store users.Store) error {
-				if err := store.SetKeyDisabled(ctx, args[0], disabled); err != nil {
+				disable := act{name: "key." + verb, key: args[0]}
+				err := a.recorded(ctx, disable, func() error { return store.SetKeyDisabled(ctx, args[0], disabled) })
+				if err != nil {
 					return err
 				}
 				a.tell(command, "key %q is %s, from now on and in live sessions", args[0], enabled(disabled))

@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -84,7 +85,7 @@ func (a *app) certifyKey(ctx context.Context, command *cobra.Command, office *ad
 	if flags.csr != "" {
 		return a.requestCertificate(ctx, command, office, actor, key, flags)
 	}
-	made, err := certify(ctx, office, actor, key, flags)
+	made, err := a.certify(ctx, office, actor, key, flags)
 	if err != nil {
 		return err
 	}
@@ -93,8 +94,26 @@ func (a *app) certifyKey(ctx context.Context, command *cobra.Command, office *ad
 	return a.result(command, viewCertificate(made))
 }
 
-// certify makes the certificates that the flags name and keeps them. It returns the last.
-func certify(ctx context.Context, office *admin.Office, actor admin.Actor, key *users.Key, flags *certifyFlags) (made users.Certificate, err error) {
+// certify records and makes the certificates that the flags name. It returns the last.
+func (a *app) certify(ctx context.Context, office *admin.Office, actor admin.Actor, key *users.Key, flags *certifyFlags) (made users.Certificate, err error) {
+	about := certifyAct(actor.User, key, map[string]string{"openpgp": flags.openpgp, "x509": flags.x509})
+	err = a.recorded(ctx, about, func() (err error) {
+		made, err = makeCertificates(ctx, office, actor, key, flags)
+		about.details["fingerprint"] = made.Fingerprint
+		return err
+	})
+	return made, err
+}
+
+// certifyAct is about signatures, too: those in a certificate or a request for one.
+func certifyAct(user string, key *users.Key, what map[string]string) act {
+	maps.DeleteFunc(what, func(_, subject string) bool { return subject == "" })
+	what["handle"] = key.Handle
+	return act{name: "key.certify", user: user, key: key.Name, details: what}
+}
+
+// makeCertificates makes what the flags name and keeps it. It returns the last.
+func makeCertificates(ctx context.Context, office *admin.Office, actor admin.Actor, key *users.Key, flags *certifyFlags) (made users.Certificate, err error) {
 	signer, err := office.Signer(ctx, actor, key.Name)
 	if err != nil {
 		return users.Certificate{}, err
@@ -143,14 +162,13 @@ func openPGP(signer crypto.Signer, key *users.Key, userID string) (users.Certifi
 }
 
 func (a *app) requestCertificate(ctx context.Context, command *cobra.Command, office *admin.Office, actor admin.Actor, key *users.Key, flags *certifyFlags) error {
-	signer, err := office.Signer(ctx, actor, key.Name)
-	if err != nil {
+	var request []byte
+	about := certifyAct(actor.User, key, map[string]string{"request": flags.csr})
+	err := a.recorded(ctx, about, func() (err error) {
+		request, err = makeRequest(ctx, office, actor, key, flags)
+		about.details["request_sha256"] = fmt.Sprintf("%x", sha256.Sum256(request))
 		return err
-	}
-	defer signer.Close()
-	options := flags.x509Options(flags.csr)
-	options.Validity = 0
-	request, err := x509cert.Request(signer, options)
+	})
 	if err != nil {
 		return err
 	}
@@ -160,6 +178,17 @@ func (a *app) requestCertificate(ctx context.Context, command *cobra.Command, of
 	}
 	_, err = command.OutOrStdout().Write(request)
 	return err
+}
+
+func makeRequest(ctx context.Context, office *admin.Office, actor admin.Actor, key *users.Key, flags *certifyFlags) ([]byte, error) {
+	signer, err := office.Signer(ctx, actor, key.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer signer.Close()
+	options := flags.x509Options(flags.csr)
+	options.Validity = 0
+	return x509cert.Request(signer, options)
 }
 
 func (a *app) importCertificate(ctx context.Context, command *cobra.Command, store users.Store, key *users.Key, path string) error {
@@ -175,7 +204,12 @@ func (a *app) importCertificate(ctx context.Context, command *cobra.Command, sto
 	if err != nil {
 		return err
 	}
-	added, err := store.AddCertificate(ctx, certificate)
+	var added users.Certificate
+	about := certifyAct("", key, map[string]string{"imported": certificate.Fingerprint})
+	err = a.recorded(ctx, about, func() (err error) {
+		added, err = store.AddCertificate(ctx, certificate)
+		return err
+	})
 	if err != nil {
 		return err
 	}

@@ -45,7 +45,8 @@ func (a *app) forgetKey(ctx context.Context, command *cobra.Command, store users
 	if err := a.confirm("Forget key %q with %s and %s", key.Name, count(len(key.Grants), "grant"), count(len(key.Certificates), "certificate")); err != nil {
 		return err
 	}
-	if err := store.DeleteKey(ctx, key.Name); err != nil {
+	about := act{name: "key.delete", key: key.Name, details: map[string]string{"token": key.Token, "handle": key.Handle}}
+	if err := a.recorded(ctx, about, func() error { return store.DeleteKey(ctx, key.Name) }); err != nil {
 		return err
 	}
 	a.tell(command, "key %q is forgotten; its private half is still on token %q with the identifier %s", key.Name, key.Token, key.TokenKeyID)
@@ -61,7 +62,8 @@ func (a *app) destroyKey(ctx context.Context, command *cobra.Command, office *ad
 		return err
 	}
 	defer actor.Clear()
-	if err := office.DestroyKey(ctx, actor, key.Name); err != nil {
+	about := act{name: "key.destroy", user: actor.User, key: key.Name, details: map[string]string{"token": key.Token, "handle": key.Handle}}
+	if err := a.recorded(ctx, about, func() error { return office.DestroyKey(ctx, actor, key.Name) }); err != nil {
 		return err
 	}
 	a.tell(command, "key %q is destroyed and forgotten", key.Name)

@@ -103,6 +103,17 @@ func (n *newKey) manager() (admin.Actor, bool) {
 	return n.actor, true
 }
 
+// register makes or takes the key by how, and records it.
+func (n *newKey) register(ctx context.Context, verb string, how func() (users.Key, error)) (key users.Key, err error) {
+	about := act{name: "key." + verb, user: n.actor.User, key: n.spec.Name, details: map[string]string{"token": n.spec.Token, "manager": n.spec.Manager.User}}
+	err = n.app.recorded(ctx, about, func() (err error) {
+		key, err = how()
+		about.details["handle"], about.details["algorithm"] = key.Handle, string(key.Algorithm)
+		return err
+	})
+	return key, err
+}
+
 // finish says what came of it.
 func (n *newKey) finish(ctx context.Context, key users.Key) error {
 	a := n.app
@@ -165,12 +176,12 @@ func (a *app) createKey(ctx context.Context, command *cobra.Command, office *adm
 		return err
 	}
 	defer n.clear()
-	key, err := office.CreateKey(ctx, n.actor, n.spec, algorithm)
+	key, err := n.register(ctx, "create", func() (users.Key, error) { return office.CreateKey(ctx, n.actor, n.spec, algorithm) })
 	if err != nil {
 		return err
 	}
 	if manager, ok := n.manager(); ok && certificates.any() {
-		if _, err := certify(ctx, office, manager, &key, certificates); err != nil {
+		if _, err := a.certify(ctx, office, manager, &key, certificates); err != nil {
 			_, revealErr := n.flags.grantee.reveal(a, command, n.spec.Manager)
 			return fmt.Errorf("key %q is made, but has no certificate yet; 'key certify %s' makes one: %w", name, name, errors.Join(err, revealErr))
 		}
@@ -201,7 +212,9 @@ func (a *app) keyAdoptCommand() *cobra.Command {
 				return err
 			}
 			defer n.clear()
-			key, err := office.AdoptKey(ctx, n.actor, admin.AdoptSpec{KeySpec: n.spec, ID: identifier, Label: label})
+			key, err := n.register(ctx, "adopt", func() (users.Key, error) {
+				return office.AdoptKey(ctx, n.actor, admin.AdoptSpec{KeySpec: n.spec, ID: identifier, Label: label})
+			})
 			if err != nil {
 				return err
 			}
@@ -231,7 +244,7 @@ func (a *app) keyImportCommand() *cobra.Command {
 				return err
 			}
 			defer n.clear()
-			key, err := office.ImportKey(ctx, n.actor, n.spec, private)
+			key, err := n.register(ctx, "import", func() (users.Key, error) { return office.ImportKey(ctx, n.actor, n.spec, private) })
 			if err != nil {
 				return err
 			}

@@ -3,6 +3,7 @@ package main
 import (
 	"github.com/spf13/cobra"
 
+	"chancery/audit"
 	"chancery/internal/cli"
 )
 
@@ -14,8 +15,9 @@ type app struct {
 	json       bool   // --json
 	yes        bool   // --yes
 
-	config     *config // nil until loadConfig
-	configFrom string  // the file it came from, or ""
+	config     *config    // nil until loadConfig
+	configFrom string     // the file it came from, or ""
+	audit      *audit.Log // nil until openAudit
 }
 
 func newRoot() *cobra.Command {
@@ -39,7 +41,7 @@ directory, and a running daemon takes every change up within a second.`,
 	root.AddCommand(
 		inGroup("run", a.serveCommand()), inGroup("run", a.statusCommand()), inGroup("run", a.configCommand()),
 		inGroup("manage", a.userCommand()), inGroup("manage", a.tokenCommand()), inGroup("manage", a.keyCommand()),
-		inGroup("manage", a.grantCommand()), inGroup("manage", a.pkiCommand()),
+		inGroup("manage", a.grantCommand()), inGroup("manage", a.auditCommand()), inGroup("manage", a.pkiCommand()),
 		cli.VersionCommand(),
 	)
 	return root

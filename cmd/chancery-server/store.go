@@ -24,7 +24,7 @@ func (a *app) withStore(command *cobra.Command, act func(context.Context, users.
 	if err != nil {
 		return err
 	}
-	return errors.Join(a.actAndTell(command, store, act), store.Close())
+	return errors.Join(a.actAndTell(command, store, act), a.closeAudit(), store.Close())
 }
 
 // actAndTell runs act and, if that changed the database, has the daemon take the change up

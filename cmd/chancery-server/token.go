@@ -121,7 +121,8 @@ func (a *app) tokenReloadCommand() *cobra.Command {
 		Args: cli.Args(cobra.ExactArgs(1)), ValidArgsFunction: a.namesOf(tokenNames),
 		RunE: func(command *cobra.Command, args []string) error {
 			return a.withStore(command, func(ctx context.Context, store users.Store) error {
-				if err := store.RequestReload(ctx, args[0]); err != nil {
+				about := act{name: "token.reload", details: map[string]string{"token": args[0]}}
+				if err := a.recorded(ctx, about, func() error { return store.RequestReload(ctx, args[0]) }); err != nil {
 					return err
 				}
 				a.tell(command, "reload of token %q requested", args[0])
@@ -153,7 +154,8 @@ func (a *app) tokenRemoveCommand() *cobra.Command {
 				if err := a.confirm("Forget token %q and who manages it; adding it again takes its PIN", t.Name); err != nil {
 					return err
 				}
-				if err := store.RemoveToken(ctx, t.Name); err != nil {
+				about := act{name: "token.remove", details: map[string]string{"token": t.Name, "serial": t.Serial}}
+				if err := a.recorded(ctx, about, func() error { return store.RemoveToken(ctx, t.Name) }); err != nil {
 					return err
 				}
 				a.tell(command, "token %q forgotten; nothing on the token itself was changed", t.Name)

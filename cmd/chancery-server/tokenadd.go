@@ -82,19 +82,31 @@ func (a *app) addToken(ctx context.Context, command *cobra.Command, office *admi
 		return err
 	}
 	defer manager.Clear()
-	if flags.create {
-		if err := soft.Create(spec.Location, spec.Label, pin); err != nil {
-			return err
-		}
-	}
-	added, err := office.AddToken(ctx, spec, pin, manager)
-	if err != nil && flags.create {
-		return fmt.Errorf("the software token is made, but could not be registered; try again without --create: %w", err)
-	}
+	var added users.Token
+	about := act{name: "token.add", details: map[string]string{"token": name, "driver": spec.Driver, "location": spec.Location, "manager": flags.manager}}
+	err = a.recorded(ctx, about, func() (err error) {
+		added, err = registerToken(ctx, office, spec, pin, manager, flags.create)
+		about.details["serial"] = added.Serial
+		return err
+	})
 	if err != nil {
 		return err
 	}
 	return a.tellToken(ctx, command, office, &added, flags, manager)
+}
+
+// registerToken makes a software token first where that is wanted.
+func registerToken(ctx context.Context, office *admin.Office, spec admin.TokenSpec, pin []byte, manager admin.Grantee, create bool) (users.Token, error) {
+	if create {
+		if err := soft.Create(spec.Location, spec.Label, pin); err != nil {
+			return users.Token{}, err
+		}
+	}
+	added, err := office.AddToken(ctx, spec, pin, manager)
+	if err != nil && create {
+		return users.Token{}, fmt.Errorf("the software token is made, but could not be registered; try again without --create: %w", err)
+	}
+	return added, err
 }
 
 func (a *app) tellToken(ctx context.Context, command *cobra.Command, office *admin.Office, added *users.Token, flags *tokenFlags, manager admin.Grantee) error {

@@ -63,7 +63,8 @@ func (a *app) changePIN(ctx context.Context, command *cobra.Command, office *adm
 		return err
 	}
 	defer clear(pin)
-	if err := office.ChangePIN(ctx, manager, name, pin); err != nil {
+	about := act{name: "token.change_pin", user: manager.User, details: map[string]string{"token": name}}
+	if err := a.recorded(ctx, about, func() error { return office.ChangePIN(ctx, manager, name, pin) }); err != nil {
 		return err
 	}
 	a.tell(command, "token %q has the new PIN; every grant opens it with the same passphrase as before", name)
@@ -71,7 +72,13 @@ func (a *app) changePIN(ctx context.Context, command *cobra.Command, office *adm
 }
 
 func (a *app) settlePIN(ctx context.Context, command *cobra.Command, office *admin.Office, manager admin.Actor, name string) error {
-	settlement, err := office.SettlePIN(ctx, manager, name)
+	var settlement admin.Settlement
+	about := act{name: "token.settle_pin", user: manager.User, details: map[string]string{"token": name}}
+	err := a.recorded(ctx, about, func() (err error) {
+		settlement, err = office.SettlePIN(ctx, manager, name)
+		about.details["settlement"] = fmt.Sprint(settlement)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -102,7 +109,8 @@ func (a *app) tokenRepairPINCommand() *cobra.Command {
 				return err
 			}
 			defer clear(pin)
-			if err := office.RepairPIN(ctx, args[0], pin); err != nil {
+			about := act{name: "token.repair_pin", details: map[string]string{"token": args[0]}}
+			if err := a.recorded(ctx, about, func() error { return office.RepairPIN(ctx, args[0], pin) }); err != nil {
 				return err
 			}
 			a.tell(command, "all grants of token %q hold its present PIN", args[0])

@@ -33,7 +33,12 @@ func (a *app) userAddCommand() *cobra.Command {
 		Args: cli.Args(cobra.ExactArgs(1)), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(command *cobra.Command, args []string) error {
 			return a.withStore(command, func(ctx context.Context, store users.Store) error {
-				user, err := store.AddUser(ctx, args[0])
+				var user users.User
+				add := act{name: "user.add", details: map[string]string{"user": args[0]}}
+				err := a.recorded(ctx, add, func() (err error) {
+					user, err = store.AddUser(ctx, args[0])
+					return err
+				})
 				if err != nil {
 					return err
 				}
@@ -90,7 +95,9 @@ func (a *app) userDisableCommand(verb string, disabled bool) *cobra.Command {
 		Args: cli.Args(cobra.ExactArgs(1)), ValidArgsFunction: a.namesOf(userNames),
 		RunE: func(command *cobra.Command, args []string) error {
 			return a.withStore(command, func(ctx context.Context, store users.Store) error {
-				if err := store.SetUserDisabled(ctx, args[0], disabled); err != nil {
+				disable := act{name: "user." + verb, details: map[string]string{"user": args[0]}}
+				err := a.recorded(ctx, disable, func() error { return store.SetUserDisabled(ctx, args[0], disabled) })
+				if err != nil {
 					return err
 				}
 				a.tell(command, "user %q is %s, from now on and in live sessions", args[0], enabled(disabled))
@@ -125,12 +132,16 @@ func (a *app) deleteUser(ctx context.Context, command *cobra.Command, office *ad
 	if err := a.confirm("Delete user %q with %s", name, count(grants, "grant")); err != nil {
 		return err
 	}
-	err = office.DeleteUser(ctx, name, false)
+	remove := func(force bool) error {
+		about := act{name: "user.delete", details: map[string]string{"user": name}}
+		return a.recorded(ctx, about, func() error { return office.DeleteUser(ctx, name, force) })
+	}
+	err = remove(false)
 	if errors.Is(err, admin.ErrLastManager) {
 		if err := a.confirm("%s. Delete them all the same", forPeople(err)); err != nil {
 			return err
 		}
-		err = office.DeleteUser(ctx, name, true)
+		err = remove(true)
 	}
 	if err != nil {
 		return err
