@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"image/color"
 	"math"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 
 	"gonum.org/v1/plot"
+	"gonum.org/v1/plot/font"
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/vg"
 	"gonum.org/v1/plot/vg/draw"
@@ -26,6 +28,7 @@ var (
 
 // plotAll draws what was measured.
 func (r *Results) plotAll(dir string) error {
+	plot.DefaultFont = font.Font{Typeface: "Liberation", Variant: "Sans"}
 	for _, p := range []struct {
 		file string
 		has  bool
@@ -50,24 +53,40 @@ func (r *Results) plotAll(dir string) error {
 func newPlot(title, x, y string) *plot.Plot {
 	p := plot.New()
 	p.Title.Text, p.X.Label.Text, p.Y.Label.Text = title, x, y
-	p.Title.Padding = vg.Points(6)
-	p.BackgroundColor = color.White
-	p.Legend.Padding = vg.Points(2)
-	p.Legend.ThumbnailWidth = vg.Points(22)
+	p.Title.Padding = vg.Points(8)
+	p.X.Label.Padding, p.Y.Label.Padding = vg.Points(4), vg.Points(4)
+	p.X.Tick.Marker, p.Y.Tick.Marker = round{}, round{}
 	return p
 }
 
-// save writes one row or several of plots into one picture of the given size.
-func save(path string, width, height vg.Length, plots [][]*plot.Plot) error {
-	canvas := vgsvg.New(width, height)
+// picture is what one file shows: rows of plots below the entries of their legend.
+type picture struct {
+	width, height vg.Length
+	plots         [][]*plot.Plot
+	legends       []plot.Legend // side by side
+}
+
+// legendHeight is that of the strip above the plots, of at most three entries.
+const legendHeight = 44
+
+func (pic picture) save(path string) error {
+	canvas := vgsvg.New(pic.width, pic.height)
 	whole := draw.New(canvas)
-	tiles := draw.Tiles{
-		Rows: len(plots), Cols: len(plots[0]), PadX: vg.Points(18), PadY: vg.Points(14),
-		PadTop: vg.Points(6), PadBottom: vg.Points(4), PadLeft: vg.Points(4), PadRight: vg.Points(10),
+	whole.SetColor(color.White)
+	whole.Fill(whole.Rectangle.Path())
+	below := draw.Crop(whole, vg.Points(8), -vg.Points(14), vg.Points(6), -vg.Points(8))
+	if len(pic.legends) > 0 {
+		strip := draw.Crop(below, vg.Points(40), 0, below.Size().Y-vg.Points(legendHeight), 0)
+		part := strip.Size().X / vg.Length(len(pic.legends))
+		for i := range pic.legends {
+			pic.legends[i].Draw(draw.Crop(strip, part*vg.Length(i), -part*vg.Length(len(pic.legends)-1-i), 0, 0))
+		}
+		below = draw.Crop(below, 0, 0, 0, -vg.Points(legendHeight))
 	}
-	aligned := plot.Align(plots, tiles, whole)
-	for i := range plots {
-		for j, p := range plots[i] {
+	tiles := draw.Tiles{Rows: len(pic.plots), Cols: len(pic.plots[0]), PadX: vg.Points(18), PadY: vg.Points(14)}
+	aligned := plot.Align(pic.plots, tiles, below)
+	for i := range pic.plots {
+		for j, p := range pic.plots[i] {
 			p.Draw(aligned[i][j])
 		}
 	}
@@ -75,11 +94,44 @@ func save(path string, width, height vg.Length, plots [][]*plot.Plot) error {
 	if err != nil {
 		return err
 	}
-	if _, err := canvas.WriteTo(file); err != nil {
-		file.Close()
-		return err
+	_, err = canvas.WriteTo(file)
+	return errors.Join(err, file.Close())
+}
+
+// newLegend returns an empty legend for the strip.
+func newLegend() plot.Legend {
+	l := plot.NewLegend()
+	l.Left, l.Top, l.ThumbnailWidth = true, true, vg.Points(26)
+	l.Padding = vg.Points(3)
+	return l
+}
+
+// round labels an axis at four to eight round values.
+type round struct{}
+
+func (round) Ticks(low, high float64) []plot.Tick {
+	step := math.Pow(10, math.Floor(math.Log10((high-low)/4)))
+	for _, wider := range []float64{2, 2.5, 2} { // 1, 2, 5, 10
+		if (high-low)/step <= 8 {
+			break
+		}
+		step *= wider
 	}
-	return file.Close()
+	var ticks []plot.Tick
+	for n := math.Ceil(low / step); n*step <= high*1.0001; n++ {
+		ticks = append(ticks, plot.Tick{Value: n * step, Label: grouped(n*step, step)})
+	}
+	return ticks
+}
+
+// grouped writes a number with as many decimals as the step needs, and a comma between thousands.
+func grouped(value, step float64) string {
+	decimals := max(0, int(-math.Floor(math.Log10(step)+1e-9)))
+	text := fmt.Sprintf("%.*f", decimals, value)
+	if value < 1000 {
+		return text
+	}
+	return fmt.Sprintf("%s,%s", text[:len(text)-3], text[len(text)-3:])
 }
 
 // inFlight are the loads that lie on one axis.
@@ -87,63 +139,65 @@ var inFlight = []int{1, 8, 64}
 
 // plotSignatures has a panel for each algorithm: rates by requests in flight, the raw token as a line across.
 func (r *Results) plotSignatures(path string) error {
-	panels := [][]*plot.Plot{{}}
+	pic := picture{width: 9 * vg.Inch, legends: []plot.Legend{newLegend(), newLegend()}}
 	for i := range r.Signatures {
-		if len(panels[len(panels)-1]) == 2 {
-			panels = append(panels, nil)
+		legends := pic.legends
+		if i > 0 {
+			legends = []plot.Legend{newLegend(), newLegend()} // the first panel's entries are everybody's
 		}
-		p, err := signaturePanel(&r.Signatures[i], i == 0)
+		p, err := signaturePanel(&r.Signatures[i], legends)
 		if err != nil {
 			return err
 		}
-		last := len(panels) - 1
-		panels[last] = append(panels[last], p)
+		if i%2 == 0 {
+			pic.plots = append(pic.plots, nil)
+		}
+		last := len(pic.plots) - 1
+		pic.plots[last] = append(pic.plots[last], p)
 	}
-	return save(path, 9*vg.Inch, vg.Length(3.4*float64(len(panels)))*vg.Inch, panels)
+	pic.height = vg.Length(3.1*float64(len(pic.plots))+0.6) * vg.Inch
+	return pic.save(path)
 }
 
-func signaturePanel(a *AlgorithmResult, legend bool) (*plot.Plot, error) {
+func signaturePanel(a *AlgorithmResult, legends []plot.Legend) (*plot.Plot, error) {
 	p := newPlot(titles[a.Algorithm], "requests in flight on one connection", "signatures a second")
-	raw := a.bestRaw().Median
-	series := []struct {
+	top := 0.0
+	for _, s := range []struct {
 		name, prefix string
 		colour       color.Color
 	}{
-		{"through the chain", "", blue},
-		{"the same, client library verifying", "library, ", orange},
-	}
-	top := raw
-	for _, s := range series {
+		{"through the three processes", "", blue},
+		{"the same with the client library, which verifies", "library, ", orange},
+	} {
 		points := make(plotter.XYs, len(inFlight))
 		for i, n := range inFlight {
 			points[i] = plotter.XY{X: float64(i), Y: a.figure(fmt.Sprintf("%s%d in flight", s.prefix, n)).Median}
 			top = math.Max(top, points[i].Y)
 		}
-		line, dots, err := plotter.NewLinePoints(points)
+		line, dots, err := linePoints(points, s.colour)
 		if err != nil {
 			return nil, err
 		}
-		line.Color, line.Width = s.colour, vg.Points(1.8)
-		dots.Color, dots.Shape, dots.Radius = s.colour, draw.CircleGlyph{}, vg.Points(3)
 		p.Add(line, dots)
-		p.Legend.Add(s.name, line, dots)
+		legends[0].Add(s.name, line, dots)
 	}
+	right := float64(len(inFlight)) - 0.7
 	for _, across := range []struct {
 		name   string
 		value  float64
 		colour color.Color
 		dashes []vg.Length
 	}{
-		{"raw token, at its best", raw, black, []vg.Length{vg.Points(5), vg.Points(3)}},
+		{"raw token, at its best number of sessions", a.bestRaw().Median, black, []vg.Length{vg.Points(5), vg.Points(3)}},
 		{"4 batches of 100 in flight", a.figure("4 batches of 100").Median, green, []vg.Length{vg.Points(1.5), vg.Points(2.5)}},
 	} {
-		line, err := plotter.NewLine(plotter.XYs{{X: -0.3, Y: across.value}, {X: float64(len(inFlight)) - 0.7, Y: across.value}})
+		line, err := plotter.NewLine(plotter.XYs{{X: -0.3, Y: across.value}, {X: right, Y: across.value}})
 		if err != nil {
 			return nil, err
 		}
 		line.Color, line.Width, line.Dashes = across.colour, vg.Points(1.6), across.dashes
 		p.Add(line)
-		p.Legend.Add(across.name, line)
+		legends[1].Add(across.name, line)
 		top = math.Max(top, across.value)
 	}
 	names := make([]string, len(inFlight))
@@ -151,31 +205,18 @@ func signaturePanel(a *AlgorithmResult, legend bool) (*plot.Plot, error) {
 		names[i] = fmt.Sprint(n)
 	}
 	p.NominalX(names...)
-	p.X.Min, p.X.Max, p.Y.Min, p.Y.Max = -0.3, float64(len(inFlight))-0.7, 0, top*1.08
-	p.Y.Tick.Marker = thousands{}
-	if !legend {
-		p.Legend = plot.NewLegend()
-	}
-	p.Legend.Top, p.Legend.Left = false, false
-	p.Legend.XOffs, p.Legend.YOffs = vg.Points(-4), vg.Points(6)
+	p.X.Min, p.X.Max, p.Y.Min, p.Y.Max = -0.3, right, 0, top*1.08
 	return p, nil
 }
 
-// thousands labels ticks with whole numbers that people can read.
-type thousands struct{}
-
-func (thousands) Ticks(low, high float64) []plot.Tick {
-	ticks := plot.DefaultTicks{}.Ticks(low, high)
-	for i := range ticks {
-		if ticks[i].Label == "" {
-			continue
-		}
-		ticks[i].Label = fmt.Sprintf("%.0f", ticks[i].Value)
-		if ticks[i].Value >= 1000 {
-			ticks[i].Label = fmt.Sprintf("%d,%03d", int(ticks[i].Value)/1000, int(ticks[i].Value)%1000)
-		}
+func linePoints(points plotter.XYs, colour color.Color) (*plotter.Line, *plotter.Scatter, error) {
+	line, dots, err := plotter.NewLinePoints(points)
+	if err != nil {
+		return nil, nil, err
 	}
-	return ticks
+	line.Color, line.Width = colour, vg.Points(1.8)
+	dots.Color, dots.Shape, dots.Radius = colour, draw.CircleGlyph{}, vg.Points(3)
+	return line, dots, nil
 }
 
 // ratioLoads are the groups of bars, with shorter names.
@@ -194,6 +235,7 @@ var ratioLoads = []struct {
 func (r *Results) plotRatios(path string) error {
 	p := newPlot("Part of the raw token's rate that arrives at the client", "", "ratio to the raw token at its best")
 	const width = 15
+	pic := picture{width: 8 * vg.Inch, height: 4.2 * vg.Inch, plots: [][]*plot.Plot{{p}}, legends: []plot.Legend{newLegend(), newLegend()}}
 	for i, l := range ratioLoads {
 		values := make(plotter.Values, len(r.Signatures))
 		for j := range r.Signatures {
@@ -206,7 +248,7 @@ func (r *Results) plotRatios(path string) error {
 		bars.Color, bars.LineStyle.Width = l.colour, vg.Points(0.4)
 		bars.Offset = vg.Points((float64(i) - float64(len(ratioLoads)-1)/2) * (width + 1.5))
 		p.Add(bars)
-		p.Legend.Add(l.name, bars)
+		pic.legends[i/3].Add(l.name, bars)
 	}
 	one, err := plotter.NewLine(plotter.XYs{{X: -0.5, Y: 1}, {X: float64(len(r.Signatures)) - 0.5, Y: 1}})
 	if err != nil {
@@ -214,16 +256,15 @@ func (r *Results) plotRatios(path string) error {
 	}
 	one.Color, one.Dashes = black, []vg.Length{vg.Points(5), vg.Points(3)}
 	p.Add(one)
+	pic.legends[1].Add("the raw token's own rate", one)
 	var names []string
 	for i := range r.Signatures {
 		names = append(names, titles[r.Signatures[i].Algorithm])
 	}
 	p.NominalX(names...)
 	p.X.Min, p.X.Max, p.Y.Min = -0.5, float64(len(names))-0.5, 0
-	p.Y.Max = math.Max(p.Y.Max, 1) * 1.42 // room for the legend above the bars
-	p.Legend.Top, p.Legend.Left = true, true
-	p.Legend.XOffs = vg.Points(6)
-	return save(path, 8*vg.Inch, 4*vg.Inch, [][]*plot.Plot{{p}})
+	p.Y.Max = math.Max(p.Y.Max, 1) * 1.05
+	return pic.save(path)
 }
 
 // plotLatency has a row for each thing that was timed: median and 99th percentile on a logarithmic axis.
@@ -265,9 +306,9 @@ func (r *Results) plotLatency(path string) error {
 	p.NominalY(names...)
 	p.Y.Min, p.Y.Max = -0.6, float64(len(rows))-0.4
 	p.X.Scale, p.X.Tick.Marker = plot.LogScale{}, powers{}
-	p.X.Min, p.X.Max = math.Pow(10, math.Floor(math.Log10(low))), math.Pow(10, math.Ceil(math.Log10(high)))
+	p.X.Min, p.X.Max = low/1.6, high*1.6
 	p.Add(verticals())
-	return save(path, 8*vg.Inch, vg.Length(0.9+0.28*float64(len(rows)))*vg.Inch, [][]*plot.Plot{{p}})
+	return picture{width: 8 * vg.Inch, height: vg.Length(1+0.28*float64(len(rows))) * vg.Inch, plots: [][]*plot.Plot{{p}}}.save(path)
 }
 
 // verticals are faint lines at the labelled ticks.
@@ -284,7 +325,7 @@ type powers struct{}
 func (powers) Ticks(low, high float64) []plot.Tick {
 	var ticks []plot.Tick
 	for power := math.Pow(10, math.Floor(math.Log10(low))); power <= high*1.001; power *= 10 {
-		ticks = append(ticks, plot.Tick{Value: power, Label: fmt.Sprintf("%.0f", power)})
+		ticks = append(ticks, plot.Tick{Value: power, Label: grouped(power, power)})
 		for n := 2.0; n < 10 && n*power <= high; n++ {
 			ticks = append(ticks, plot.Tick{Value: n * power})
 		}
@@ -295,6 +336,7 @@ func (powers) Ticks(low, high float64) []plot.Tick {
 // plotMemory draws what idle legs take.
 func (r *Results) plotMemory(path string) error {
 	p := newPlot("Memory by idle legs", "legs waiting at the bridge", "proportional set size, MiB")
+	pic := picture{width: 7 * vg.Inch, height: 3.6 * vg.Inch, plots: [][]*plot.Plot{{p}}, legends: []plot.Legend{newLegend()}}
 	for _, process := range []struct {
 		name   string
 		colour color.Color
@@ -309,18 +351,13 @@ func (r *Results) plotMemory(path string) error {
 				points = append(points, plotter.XY{X: float64(m.Legs), Y: float64(process.pss(m)) / 1024})
 			}
 		}
-		line, dots, err := plotter.NewLinePoints(points)
+		line, dots, err := linePoints(points, process.colour)
 		if err != nil {
 			return err
 		}
-		line.Color, line.Width = process.colour, vg.Points(1.8)
-		dots.Color, dots.Shape, dots.Radius = process.colour, draw.CircleGlyph{}, vg.Points(3)
 		p.Add(line, dots)
-		p.Legend.Add(process.name, line, dots)
+		pic.legends[0].Add(process.name, line, dots)
 	}
-	p.Y.Min = 0
-	p.X.Tick.Marker = thousands{}
-	p.Legend.Top, p.Legend.Left = true, true
-	p.Legend.XOffs = vg.Points(8)
-	return save(path, 7*vg.Inch, 3.6*vg.Inch, [][]*plot.Plot{{p}})
+	p.X.Min, p.Y.Min = 0, 0
+	return pic.save(path)
 }
