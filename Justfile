@@ -52,9 +52,10 @@ modules:
 fuzz duration="10s":
     @scripts/fuzz "{{duration}}"
 
-# measure: ratios of our chain against the raw token and the bare tunnel, in one run
+# measure the three processes against the raw token and the bare tunnel, in one run: bench [-quick] [-only SECTIONS] [-out DIR]
 bench *args:
-    go test -run '^$' -bench . -benchtime 2s "$@" ./e2e ./tunnel ./tunnel/wire ./token/...
+    go -C bench build -o ../bin/bench .
+    bin/bench "$@"
 
 # rewrite all Go files as gofmt wants them
 format:

@@ -5,7 +5,7 @@
 // It starts itself again as worker processes: one drives the token through
 // PKCS#11 without anything of ours, one is the client, one is an echo server
 // behind a bridge of its own. See docs/benchmarks/README.md for what the
-// figures mean.
+// figures mean. It runs in the root of the project: `./bootstrap bench`.
 package main
 
 import (
@@ -48,6 +48,9 @@ type section struct {
 	measure func(*stage, *Results)
 }
 
+// keptIn is where the results that the project shows are.
+const keptIn = "docs/benchmarks"
+
 // options are the command line's.
 type options struct {
 	quick   bool
@@ -63,7 +66,7 @@ func parse(args []string, usage io.Writer) (options, error) {
 	flags.SetOutput(usage)
 	flags.BoolVar(&o.quick, "quick", false, "short slices and few of them: to see that all works, not to quote")
 	flags.StringVar(&only, "only", "", "measure only these `sections`, separated by commas: "+strings.Join(sectionNames(), ", "))
-	flags.StringVar(&o.out, "out", "", "`directory` for tables (results.md, results.json) and plots (*.svg); none: print only")
+	flags.StringVar(&o.out, "out", "", "`directory` for tables (results.md, results.json) and plots (*.svg); default: "+keptIn+" for a whole run, none for others")
 	flags.StringVar(&o.profile, "profile", "", "instead of measuring, sign P-256 and have perf profile the three processes into this `directory`")
 	if err := flags.Parse(args); err != nil {
 		return o, err
@@ -79,6 +82,9 @@ func parse(args []string, usage io.Writer) (options, error) {
 			return o, fmt.Errorf("no section %q: there are %s", name, strings.Join(sectionNames(), ", "))
 		}
 		o.only = append(o.only, name)
+	}
+	if o.out == "" && !o.quick && len(o.only) == 0 {
+		o.out = keptIn
 	}
 	return o, nil
 }
