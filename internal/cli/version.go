@@ -32,6 +32,12 @@ type version struct {
 	Platform string `json:"platform"`
 }
 
+// Built returns the module's version, the commit it was built from, and the toolchain.
+func Built() (version, commit, toolchain string) {
+	v := buildVersion()
+	return v.Version, v.Commit, v.Go
+}
+
 func buildVersion() version {
 	v := version{Version: "(devel)", Commit: "unknown", Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH}
 	info, ok := debug.ReadBuildInfo()

@@ -57,15 +57,15 @@ func (m *Manager) Watch(ctx context.Context, alive func() error) {
 	ticker := time.NewTicker(max(limit/2, time.Millisecond))
 	defer ticker.Stop()
 	for {
-		if err := alive(); err != nil {
-			m.log.Error("not alive; the watchdog is left to act", "error", err, "watchdog", limit)
-		} else {
-			m.tell(daemon.SdNotifyWatchdog)
-		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+		}
+		if err := alive(); err != nil {
+			m.log.Error("not alive; the watchdog is left to act", "error", err, "watchdog", limit)
+		} else {
+			m.tell(daemon.SdNotifyWatchdog)
 		}
 	}
 }

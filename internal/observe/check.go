@@ -97,8 +97,8 @@ func (a *asker) probe(r *run) {
 	defer cancel()
 	r.err = a.check.Probe(ctx)
 	r.ended = time.Now()
-	if r.err == nil && ctx.Err() != nil {
-		r.err = fmt.Errorf("%w within %s, only after %s", errSilent, a.check.Deadline, r.ended.Sub(r.began).Round(time.Millisecond))
+	if took := r.ended.Sub(r.began); r.err == nil && took >= a.check.Deadline {
+		r.err = fmt.Errorf("%w within %s, only after %s", errSilent, a.check.Deadline, took.Round(time.Millisecond))
 	}
 }
 

@@ -1,8 +1,12 @@
 package observe
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"chancery/internal/certfile"
 )
 
 // Build says what runs, for chancery_build_info.
@@ -62,8 +66,30 @@ func (s *Snapshot[S]) Gauges(name, help string, labels []string, read func(S) []
 	s.add(name, help, prometheus.GaugeValue, labels, read)
 }
 
+// Counters adds a metric with labels that only rises.
+func (s *Snapshot[S]) Counters(name, help string, labels []string, read func(S) []Value) {
+	s.add(name, help, prometheus.CounterValue, labels, read)
+}
+
 func (s *Snapshot[S]) add(name, help string, kind prometheus.ValueType, labels []string, values func(S) []Value) {
 	s.metrics = append(s.metrics, reading[S]{prometheus.NewDesc(name, help, labels, nil), kind, values})
+}
+
+// CertificateDays adds how many days are left of the program's certificate, of its CA and
+// of the revocation lists, where there are any; negative ones are over.
+func (s *Snapshot[S]) CertificateDays(name string, read func(S) certfile.Expiry) {
+	s.Gauges(name, "Days until the certificate, its CA or the CRL runs out.", []string{"of"}, func(state S) (values []Value) {
+		expiry, now := read(state), time.Now()
+		for _, end := range []struct {
+			of string
+			at time.Time
+		}{{"certificate", expiry.Certificate}, {"ca", expiry.CA}, {"crl", expiry.CRL}} {
+			if !end.at.IsZero() {
+				values = append(values, Value{end.at.Sub(now).Hours() / 24, []string{end.of}})
+			}
+		}
+		return values
+	})
 }
 
 // Describe implements prometheus.Collector.
