@@ -148,7 +148,7 @@ func TestServerEndsDuringHandshake(t *testing.T) {
 	b := authority.StartBridge([]string{"server-1"}, nil)
 	outer := rawOuter(t, authority.Server(b, "server-1"), tunnel.NewHello(tunnel.RoleServer))
 	go func() {
-		var ack [tunnel.AckSize]byte
+		var ack [tunnel.AckSize + 1]byte // and the first byte of its client: one that hangs up before is replaced by another
 		io.ReadFull(outer, ack[:])
 		outer.Close()
 	}()
@@ -170,9 +170,7 @@ func TestSlowHandshakeHoldsUpNobody(t *testing.T) {
 	if err := checkEcho(dial(t, cfg), 1000); err != nil {
 		t.Error(err)
 	}
-	if n := w.listener.Stats().Handshaking; n != 3 {
-		t.Errorf("%d handshakes in progress, want the 3 silent ones", n)
-	}
+	tunneltest.Eventually(t, "only the 3 silent handshakes are in progress", func() bool { return w.listener.Stats().Handshaking == 3 })
 }
 
 // TestCloseUnblocksRead holds that Close ends a Read in another goroutine.

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"crypto/tls"
 	"net"
 	"os"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"chancery/internal/certfile"
 	"chancery/internal/cli"
 	"chancery/tunnel"
 	"chancery/tunnel/bridge"
@@ -30,6 +32,7 @@ type config struct {
 	TLS      tlsConfig      `mapstructure:"tls"`
 	Limits   limitsConfig   `mapstructure:"limits"`
 	Timeouts timeoutsConfig `mapstructure:"timeouts"`
+	Observe  observeConfig  `mapstructure:"observe"`
 	Log      cli.Logging    `mapstructure:"log"`
 }
 
@@ -39,10 +42,13 @@ type listenConfig struct {
 }
 
 type limitsConfig struct {
-	Handshakes        int `mapstructure:"handshakes"`          // at once, on each port
-	Waiting           int `mapstructure:"waiting"`             // connections in each queue
-	Sessions          int `mapstructure:"sessions"`            // pairs at once
-	SessionsPerClient int `mapstructure:"sessions_per_client"` // waiting and paired, of one client name
+	Handshakes           int `mapstructure:"handshakes"`             // at once, on each port
+	HandshakesPerAddress int `mapstructure:"handshakes_per_address"` // of these, of one address
+	ConnectionRate       int `mapstructure:"connection_rate"`        // new ones of one address without a valid certificate, a second
+	ConnectionBurst      int `mapstructure:"connection_burst"`       // such at once
+	Waiting              int `mapstructure:"waiting"`                // connections in each queue
+	Sessions             int `mapstructure:"sessions"`               // pairs at once
+	SessionsPerClient    int `mapstructure:"sessions_per_client"`    // waiting and paired, of one client name
 }
 
 type timeoutsConfig struct {
@@ -62,8 +68,13 @@ func defaultConfig() *config {
 			CACertificate: "/etc/chancery/ca.crt",
 			Certificate:   "/etc/chancery/bridge.crt",
 			PrivateKey:    "/etc/chancery/bridge.key",
+			CRLFiles:      []string{},
+			CRLExpired:    string(certfile.WarnExpired),
 		},
-		Limits: limitsConfig{Handshakes: 256, Waiting: 256, Sessions: 1024, SessionsPerClient: 256},
+		Limits: limitsConfig{
+			Handshakes: 1024, HandshakesPerAddress: 512, ConnectionRate: 64, ConnectionBurst: 1024,
+			Waiting: 256, Sessions: 1024, SessionsPerClient: 256,
+		},
 		Timeouts: timeoutsConfig{
 			Handshake: 10 * time.Second, QueueWait: 12 * time.Second, Stall: time.Minute,
 			Linger: 10 * time.Second, Idle: 4 * time.Hour, Drain: 30 * time.Second,
@@ -99,6 +110,9 @@ func (c *config) validate() error {
 	if err := c.Limits.validate(); err != nil {
 		return err
 	}
+	if err := c.Observe.validate(); err != nil {
+		return err
+	}
 	return c.Timeouts.validate()
 }
 
@@ -107,7 +121,8 @@ func (l limitsConfig) validate() error {
 		key   string
 		value int
 	}{
-		{"handshakes", l.Handshakes}, {"waiting", l.Waiting}, {"sessions", l.Sessions}, {"sessions_per_client", l.SessionsPerClient},
+		{"handshakes", l.Handshakes}, {"handshakes_per_address", l.HandshakesPerAddress},
+		{"connection_rate", l.ConnectionRate}, {"connection_burst", l.ConnectionBurst}, {"waiting", l.Waiting}, {"sessions", l.Sessions}, {"sessions_per_client", l.SessionsPerClient},
 	} {
 		if limit.value < 1 {
 			return cli.Usage("limits.%s is %d: at least 1", limit.key, limit.value)
@@ -131,20 +146,23 @@ func (t timeoutsConfig) validate() error {
 	return nil
 }
 
-// bridge makes what the configuration describes, reading the files that it names.
-func (c *config) bridge(log tunnel.Logger) (*bridge.Bridge, error) {
-	settings, err := c.TLS.load(log)
+// bridge makes what the configuration describes, reading the files that it
+// names. The certificates may be watched from then on.
+func (c *config) bridge(log tunnel.Logger, observer bridge.Observer) (*bridge.Bridge, *certfile.Live, error) {
+	certificates, err := certfile.Open(c.TLS.files(), log)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return bridge.New(bridge.Config{
-		TLS: settings, Servers: c.Servers,
-		MaxHandshakes: c.Limits.Handshakes, MaxWaiting: c.Limits.Waiting,
-		MaxSessions: c.Limits.Sessions, MaxPerClient: c.Limits.SessionsPerClient,
+	b, err := bridge.New(bridge.Config{
+		Settings: func() *tls.Config { return certificates.Identity().BridgeServer() }, Servers: c.Servers,
+		MaxHandshakes: c.Limits.Handshakes, MaxHandshakesPerAddress: c.Limits.HandshakesPerAddress,
+		ConnectionRate: c.Limits.ConnectionRate, ConnectionBurst: c.Limits.ConnectionBurst,
+		MaxWaiting: c.Limits.Waiting, MaxSessions: c.Limits.Sessions, MaxPerClient: c.Limits.SessionsPerClient,
 		Handshake: c.Timeouts.Handshake, QueueWait: c.Timeouts.QueueWait, Stall: c.Timeouts.Stall,
 		Linger: c.Timeouts.Linger, IdleTimeout: c.Timeouts.Idle, Drain: c.Timeouts.Drain,
-		Log: log,
+		Log: log, Observer: observer,
 	})
+	return b, certificates, err
 }
 
 func (a *app) configCommand() *cobra.Command {
@@ -159,7 +177,7 @@ func (a *app) configCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, err = c.bridge(log)
+			_, _, err = c.bridge(log, nil)
 			return err
 		},
 	)

@@ -20,7 +20,8 @@ import (
 func (a *app) serveCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "serve", Short: "Serve until SIGTERM or SIGINT (the default)",
-		Long: "Serve until SIGTERM or SIGINT. Sessions in progress then have timeouts.drain to end; a second signal ends them at once.",
+		Long: "Serve until SIGTERM or SIGINT. Sessions in progress then have timeouts.drain to end; a second signal ends them at once.\n" +
+			"Certificates, key and revocation lists are loaded again when their files change.",
 		Args: cli.Args(cobra.NoArgs),
 		RunE: func(command *cobra.Command, _ []string) error {
 			c, _, err := a.load()
@@ -37,7 +38,8 @@ func (c *config) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b, err := c.bridge(log)
+	counted := newMetrics()
+	b, certificates, err := c.bridge(log, counted)
 	if err != nil {
 		return err
 	}
@@ -49,12 +51,19 @@ func (c *config) serve(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, clients.Close())
 	}
+	onlookers, err := c.Observe.listen()
+	if err != nil {
+		return errors.Join(err, clients.Close(), servers.Close())
+	}
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	// Once draining, the next signal has its usual effect.
 	context.AfterFunc(ctx, stop)
 	log.Info("listening", "clients", clients.Addr().String(), "servers", servers.Addr().String(), "allowed_servers", c.Servers)
+	go certificates.Watch(ctx, certfile.DefaultInterval, func() { b.CutRevoked() })
+	end := counted.show(ctx, onlookers, shown{b, certificates, log})
 	err = b.Serve(ctx, clients, servers)
+	end()
 	log.Info("stopped", "sessions", b.Stats().Paired)
 	return err
 }

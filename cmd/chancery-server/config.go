@@ -38,14 +38,6 @@ type bridgeConfig struct {
 	HandshakeTimeout time.Duration `mapstructure:"handshake_timeout"` // outer and inner, each
 }
 
-type tlsConfig struct {
-	CACertificate                  string `mapstructure:"ca_certificate"`
-	Certificate                    string `mapstructure:"certificate"`
-	PrivateKey                     string `mapstructure:"private_key"`
-	PrivateKeyPassphraseFile       string `mapstructure:"private_key_passphrase_file"`
-	PrivateKeyPassphraseCredential string `mapstructure:"private_key_passphrase_credential"`
-}
-
 type stateConfig struct {
 	Directory string `mapstructure:"directory"`
 }

@@ -3,9 +3,7 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -29,7 +27,8 @@ func (a *app) serveCommand() *cobra.Command {
 		Use: "serve", Short: "Run the daemon until SIGTERM or SIGINT",
 		Long: `Run the daemon until SIGTERM or SIGINT. Requests in flight then have
 sessions.drain_timeout to end; a second signal ends them at once. SIGHUP closes all
-tokens and opens them again. No PIN is needed: each user's passphrase unlocks what is theirs.`,
+tokens and opens them again. Certificates, key and revocation lists are loaded again
+when their files change. No PIN is needed: each user's passphrase unlocks what is theirs.`,
 		Args: cli.Args(cobra.NoArgs),
 		RunE: func(command *cobra.Command, _ []string) error {
 			c, err := a.loadConfig()
@@ -43,13 +42,14 @@ tokens and opens them again. No PIN is needed: each user's passphrase unlocks wh
 
 // daemon is the running server's parts.
 type daemon struct {
-	config   *config
-	log      *slog.Logger
-	store    users.Store
-	audit    *audit.Log
-	signer   *signer.Server
-	listener *tunnel.Listener
-	started  time.Time
+	config       *config
+	log          *slog.Logger
+	store        users.Store
+	audit        *audit.Log
+	signer       *signer.Server
+	listener     *tunnel.Listener
+	certificates *certfile.Live
+	started      time.Time
 }
 
 func serve(ctx context.Context, c *config) error {
@@ -60,7 +60,11 @@ func serve(ctx context.Context, c *config) error {
 	if err != nil {
 		return err
 	}
-	tls, err := c.tunnel(log)
+	certificates, err := c.TLS.certificates(log)
+	if err != nil {
+		return err
+	}
+	legs, err := c.tunnel(certificates, log)
 	if err != nil {
 		return err
 	}
@@ -75,8 +79,8 @@ func serve(ctx context.Context, c *config) error {
 	if c.Audit.UnsafeNoSync {
 		log.Warn("audit.unsafe_no_sync is set: records of signatures can be lost when the power fails")
 	}
-	d := &daemon{config: c, log: log, store: store, audit: records, started: time.Now()}
-	return errors.Join(d.run(ctx, tls), records.Close(), store.Close())
+	d := &daemon{config: c, log: log, store: store, audit: records, started: time.Now(), certificates: certificates}
+	return errors.Join(d.run(ctx, legs), records.Close(), store.Close())
 }
 
 // run serves until a signal comes.
@@ -96,6 +100,7 @@ func (d *daemon) run(ctx context.Context, legs *tunnel.Config) error {
 	context.AfterFunc(ctx, stop)
 	d.reloadOnHangup(ctx)
 	d.listener = tunnel.Listen(ctx, legs, d.config.Bridge.IdleConnections)
+	go d.certificates.Watch(ctx, certfile.DefaultInterval, func() { d.listener.CutRevoked() })
 	go func() {
 		if err := serveControl(ctx, control, d.status, d.signer.Refresh); err != nil {
 			d.log.Error("the control socket ended", "error", err)
@@ -158,37 +163,11 @@ func (d *daemon) status() liveStatus {
 			Accepted: stats.Accepted, Refused: stats.Refused, LastErrorAt: optionalTime(stats.LastErrorAt),
 		},
 	}
+	live.Certificates.observe(d.certificates.Identity())
 	if stats.LastError != nil {
 		live.Bridge.LastError = forPeople(stats.LastError)
 	}
 	return live
-}
-
-// tunnel makes the settings of both layers from the files that the configuration names.
-func (c *config) tunnel(log *slog.Logger) (*tunnel.Config, error) {
-	passphrase := cli.Secret{
-		What: "passphrase of the private key " + c.TLS.PrivateKey,
-		File: c.TLS.PrivateKeyPassphraseFile, Credential: c.TLS.PrivateKeyPassphraseCredential, Descriptor: -1,
-	}
-	identity, warnings, err := certfile.Load(certfile.Files{
-		CA: c.TLS.CACertificate, Certificate: c.TLS.Certificate, Key: c.TLS.PrivateKey, Passphrase: passphrase.Read,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("the TLS files: %w", err)
-	}
-	for _, warning := range warnings {
-		log.Warn(warning)
-	}
-	hostname := c.Bridge.Hostname
-	if hostname == "" {
-		if hostname, _, err = net.SplitHostPort(c.Bridge.Address); err != nil {
-			return nil, err
-		}
-	}
-	return &tunnel.Config{
-		Bridge: c.Bridge.Address, Outer: identity.OuterDialer(hostname), Inner: identity.InnerAcceptor(),
-		Handshake: c.Bridge.HandshakeTimeout, Log: log,
-	}, nil
 }
 
 // checkDaemon tries what `serve` would need, without changing anything.
@@ -200,6 +179,10 @@ func (c *config) checkDaemon() error {
 	if err != nil {
 		return err
 	}
-	_, err = c.tunnel(log)
+	certificates, err := c.TLS.certificates(log)
+	if err != nil {
+		return err
+	}
+	_, err = c.tunnel(certificates, log)
 	return err
 }

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"chancery/access"
+	"chancery/internal/certfile"
 	"chancery/internal/cli"
 	"chancery/signer"
 )
@@ -29,6 +30,8 @@ func defaultConfig() *config {
 			CACertificate: "/etc/chancery/ca.crt",
 			Certificate:   "/etc/chancery/server.crt",
 			PrivateKey:    "/etc/chancery/server.key",
+			CRLFiles:      []string{},
+			CRLExpired:    string(certfile.WarnExpired),
 		},
 		State: stateConfig{Directory: "/var/lib/chancery"},
 		Audit: auditConfig{SegmentBytes: 64 << 20},

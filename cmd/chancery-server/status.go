@@ -40,6 +40,8 @@ type liveStatus struct {
 	Started time.Time     `json:"started"`
 	Bridge  bridgeStatus  `json:"bridge"`
 	Signer  signer.Status `json:"signer"`
+
+	Certificates certificateStatus `json:"certificates"`
 }
 
 type bridgeStatus struct {
@@ -130,6 +132,7 @@ func (s *liveStatus) fields() []field {
 	if s.Signer.Audit != "" {
 		fields = append(fields, field{"audit log", "NOT WRITABLE, so that nothing is signed: " + plain(s.Signer.Audit)})
 	}
+	fields = append(fields, s.Certificates.fields()...)
 	for _, t := range s.Signer.Tokens {
 		text := fmt.Sprintf("%s is %s since %s", t.Name, t.State, moment(t.Since))
 		if t.Error != "" {

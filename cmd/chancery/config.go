@@ -44,11 +44,13 @@ type serverConfig struct {
 }
 
 type tlsConfig struct {
-	CACertificate                  string `mapstructure:"ca_certificate"`
-	Certificate                    string `mapstructure:"certificate"`
-	PrivateKey                     string `mapstructure:"private_key"`
-	PrivateKeyPassphraseFile       string `mapstructure:"private_key_passphrase_file"`
-	PrivateKeyPassphraseCredential string `mapstructure:"private_key_passphrase_credential"`
+	CACertificate                  string   `mapstructure:"ca_certificate"`
+	Certificate                    string   `mapstructure:"certificate"`
+	PrivateKey                     string   `mapstructure:"private_key"`
+	PrivateKeyPassphraseFile       string   `mapstructure:"private_key_passphrase_file"`
+	PrivateKeyPassphraseCredential string   `mapstructure:"private_key_passphrase_credential"`
+	CRLFiles                       []string `mapstructure:"crl_files"`   // PEM or DER
+	CRLExpired                     string   `mapstructure:"crl_expired"` // warn or refuse
 }
 
 type timeoutsConfig struct {
@@ -76,6 +78,8 @@ func defaultConfig() *config {
 			CACertificate: "/etc/chancery/ca.crt",
 			Certificate:   "/etc/chancery/client.crt",
 			PrivateKey:    "/etc/chancery/client.key",
+			CRLFiles:      []string{},
+			CRLExpired:    string(certfile.WarnExpired),
 		},
 		Timeouts: timeoutsConfig{
 			Connect: 15 * time.Second, Request: client.DefaultRequestTimeout, Busy: client.DefaultBusyTimeout,
@@ -193,6 +197,7 @@ func (c *config) identity() (*certfile.Identity, []string, error) {
 	}
 	return certfile.Load(certfile.Files{
 		CA: c.TLS.CACertificate, Certificate: c.TLS.Certificate, Key: c.TLS.PrivateKey, Passphrase: passphrase.Read,
+		CRLs: c.TLS.CRLFiles, Expired: certfile.ExpiredPolicy(c.TLS.CRLExpired),
 	})
 }
 
