@@ -59,11 +59,19 @@ type Files struct {
 	Interactive bool
 	// CRLs are files with certificate revocation lists, PEM or DER.
 	CRLs []string
-	// RefuseStale decides about a CA whose lists are all past their nextUpdate.
-	// Without it they are honoured for what they say; with it nobody with a
-	// certificate of that CA is accepted.
-	RefuseStale bool
+	// Expired decides about a CA whose lists are all past their nextUpdate. The
+	// zero value stands for WarnExpired.
+	Expired ExpiredPolicy
 }
+
+// ExpiredPolicy is what to do when a CA's revocation lists are out of date.
+type ExpiredPolicy string
+
+// The policies, as configuration files have them.
+const (
+	WarnExpired   ExpiredPolicy = "warn"   // honour what they say, and warn
+	RefuseExpired ExpiredPolicy = "refuse" // accept no certificate of that CA
+)
 
 // Identity is a loaded certificate with its key, the CA to trust and the
 // certificates not to. It may be used by many goroutines.
@@ -101,7 +109,12 @@ func Load(files Files) (identity *Identity, warnings []string, err error) {
 
 // newIdentity adds the revocation lists to a pair.
 func newIdentity(files Files, loaded *pair) (*Identity, error) {
-	revoked, err := readRevocations(files.CRLs, loaded.authorities, files.RefuseStale)
+	switch files.Expired {
+	case "", WarnExpired, RefuseExpired:
+	default:
+		return nil, fmt.Errorf("%w: crl_expired is %q; give %q or %q", ErrUnusable, files.Expired, WarnExpired, RefuseExpired)
+	}
+	revoked, err := readRevocations(files.CRLs, loaded.authorities, files.Expired == RefuseExpired)
 	if err != nil {
 		return nil, err
 	}
