@@ -161,6 +161,17 @@ func TestPlainVersion2ClientSigns(t *testing.T) {
 			c.leave()
 		})
 	}
+	logged := l.recorded()
+	if digest := sha256.Sum256([]byte("x")); logged[fmt.Sprintf("release:%x", digest)] != 2 || logged[fmt.Sprintf("release:Sha256:%x", digest)] != 2 || logged[fmt.Sprintf("release:Sha512:%0128x", 7)] != 2 {
+		t.Errorf("recorded %v", logged)
+	}
+	failed := make(map[string]int)
+	for _, r := range append(l.records("--kind", "refused"), l.records("--kind", "unlock_failed")...) {
+		failed[r.Outcome]++
+	}
+	if failed["not_unlocked"] != 2 || failed["wrong_passphrase"] != 2 || failed["unsupported"] != 2 {
+		t.Errorf("recorded as refused: %v", failed)
+	}
 }
 
 // leave ends the connection in order: the empty frame, then both layers.
