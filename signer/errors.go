@@ -26,6 +26,8 @@ var (
 	errAlgorithm    = errors.New("the key cannot sign that way")
 	errLockedLater  = errors.New("the grant changed or the token was reopened since the unlock")
 	errOverloaded   = errors.New("too many unlocks are under way")
+	errConflict     = errors.New("the idempotency key was used for another request")
+	errDeadline     = errors.New("the request's own deadline has passed")
 	errPanicked     = errors.New("the handler panicked")
 	errUnaudited    = errors.New("the audit log cannot be written")
 	errUnlockFailed = errors.New("the unlock failed") // once the passphrase has been looked at
@@ -39,7 +41,9 @@ var answers = []struct {
 	outcome string
 }{
 	{errShuttingDown, wire.CodeShuttingDown, ""},
+	{errDeadline, wire.CodeDeadlineExceeded, ""},
 	{errUnaudited, wire.CodeAuditUnavailable, ""},
+	{errConflict, wire.CodeIdempotencyConflict, ""},
 	{errOverloaded, wire.CodeBusy, ""},
 	{errUnknownKey, wire.CodeNoSuchKey, "unknown_key"},
 	{errVersion2, wire.CodeNoSuchKey, "key_not_in_version_2"},
@@ -94,13 +98,13 @@ func outcomeOf(err error) string {
 	return string(toWire(err, "").Code)
 }
 
-// because returns the context's cause where err is only its end, so that a
-// shut-down is not taken for a deadline.
+// because adds the context's cause where err is only its end, so that a
+// shut-down is not taken for a deadline, nor the peer's deadline for a slow token.
 func because(ctx context.Context, err error) error {
-	if err == nil || !errors.Is(err, context.Canceled) {
+	if err == nil || !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, token.ErrBusy) {
 		return err
 	}
-	if cause := context.Cause(ctx); cause != nil {
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
 		return fmt.Errorf("%w: %w", err, cause)
 	}
 	return err

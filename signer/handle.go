@@ -22,7 +22,8 @@ func (t *session) answer(ctx context.Context, r *reply, request *wire.Request, f
 		}
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, t.server.cfg.RequestTimeout)
+	allowance, cause := t.server.allowance(request.Body)
+	ctx, cancel := context.WithTimeoutCause(ctx, allowance, cause)
 	defer cancel()
 	var body wire.ResponseBody
 	err := t.guard(func() (err error) {
@@ -84,9 +85,9 @@ func (t *session) handle(ctx context.Context, request *wire.Request) (wire.Respo
 		defer body.Password.Wipe()
 		return t.unlock(ctx, request.ID, body)
 	case *wire.Sign:
-		return t.sign(ctx, request.ID, body)
+		return t.once(ctx, body, func(ctx context.Context) (wire.ResponseBody, error) { return t.sign(ctx, request.ID, body) })
 	case *wire.SignAll:
-		return t.signAll(ctx, request.ID, body)
+		return t.once(ctx, body, func(ctx context.Context) (wire.ResponseBody, error) { return t.signAll(ctx, request.ID, body) })
 	}
 	return nil, fmt.Errorf("request of type %T has no handler", request.Body)
 }

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
+
 	"chancery/audit"
 	"chancery/token"
 	"chancery/tunnel/wire"
@@ -72,6 +74,7 @@ func (t *session) entry(kind audit.Kind, request uint64, key string) audit.Recor
 // recordSigned makes durable what was signed. Until then no signature leaves the server.
 func (t *session) recordSigned(ctx context.Context, request uint64, made signed) error {
 	record := t.entry(audit.KindSign, request, made.key)
+	record.IdempotencyKey = keyText(made.terms)
 	record.Handle, record.Scheme = made.opened.handle, schemeOf(made.opened.algorithm, made.scheme)
 	hash, digests := digestsOf(made.jobs)
 	record.DigestAlgorithm = hash
@@ -87,12 +90,21 @@ func (t *session) recordSigned(ctx context.Context, request uint64, made signed)
 	return t.server.record(ctx, records...)
 }
 
+// keyText is an idempotency key as the audit log has it, "" for none.
+func keyText(terms wire.Terms) string {
+	if terms.IdempotencyKey == uuid.Nil {
+		return ""
+	}
+	return terms.IdempotencyKey.String()
+}
+
 // signed is what one request made the token sign.
 type signed struct {
 	key    string
 	opened unlocked
 	scheme wire.Scheme
 	jobs   []job
+	terms  wire.Terms
 }
 
 // digestsOf returns the name of the hash function and what identifies each input: its
@@ -158,6 +170,7 @@ func schemeOf(algorithm token.Algorithm, scheme wire.Scheme) string {
 func (t *session) recordRefused(ctx context.Context, request *wire.Request, cause error) error {
 	body := request.Body
 	record := t.entry(audit.KindRefused, request.ID, keyOf(body))
+	record.IdempotencyKey = keyText(wire.TermsOf(body))
 	if errors.Is(cause, errUnlockFailed) {
 		record.Kind = audit.KindUnlockFailed
 	}

@@ -37,7 +37,7 @@ func (t *session) sign(ctx context.Context, id uint64, request *wire.Sign) (wire
 	if err != nil {
 		return nil, err
 	}
-	if err := t.recordSigned(ctx, id, signed{request.Key, opened, request.Scheme, []job{j}}); err != nil {
+	if err := t.recordSigned(ctx, id, signed{request.Key, opened, request.Scheme, []job{j}, request.Terms}); err != nil {
 		return nil, err
 	}
 	t.log.Debug("signed", "key", request.Key, "request", id)
@@ -75,7 +75,7 @@ func (t *session) signAll(ctx context.Context, id uint64, request *wire.SignAll)
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
-	if err := t.recordSigned(ctx, id, signed{request.Key, opened, request.Scheme, jobs}); err != nil {
+	if err := t.recordSigned(ctx, id, signed{request.Key, opened, request.Scheme, jobs, request.Terms}); err != nil {
 		return nil, err
 	}
 	t.log.Debug("signed a batch", "key", request.Key, "request", id, "signatures", len(jobs))

@@ -24,6 +24,13 @@
 // records of these refusals try it again, so that signing goes on by itself once there is room.
 // Of many refusals in a row most are only counted, so that nobody fills the disk with them.
 //
+// # What is repeated
+//
+// A request to sign that carries an idempotency key is served once. What repeats it, on
+// whatever connection of the user's, gets the same signatures within Config.RepeatWindow, and
+// waits for the first where that is still being served: a keyed request ends at its deadline, not
+// with its connection. Failures are not kept.
+//
 // # What a peer learns
 //
 // Plain version 2 peers learn "internal" only. Others get a code, but nothing
@@ -96,6 +103,14 @@ type Config struct {
 	RefusalEvery       time.Duration // default 10 s: beyond these, one of a user in this time, and the number of the others
 	FailurePause       time.Duration // default 1 s: after an unlock that failed, before the user's next one is looked at
 
+	// Signatures are kept for requests that repeat one by its idempotency key. Where a limit is
+	// reached, the user's oldest are forgotten, and for the last one those of the user who has
+	// most: a repetition then signs anew. They are in memory, so that a restart forgets all.
+	RepeatWindow    time.Duration // default 10 min: after a signature was made
+	RepeatRequests  int           // default 65536: of one user
+	RepeatUserBytes int           // default 32 MiB: of one user
+	RepeatBytes     int           // default 128 MiB: of all users
+
 	OpenTimeout  time.Duration // default 30 s: for opening a token and listing its keys
 	ReopenMin    time.Duration // default 1 s: before an absent token is looked for again, doubling with each failure
 	ReopenMax    time.Duration // default 15 s
@@ -127,6 +142,10 @@ func (c Config) withDefaults() Config {
 	number(&c.BatchConcurrency, 16)
 	number(&c.MaxDerivations, 2)
 	number(&c.RefusalBurst, 20)
+	number(&c.RepeatRequests, 1<<16)
+	number(&c.RepeatUserBytes, 32<<20)
+	number(&c.RepeatBytes, 128<<20)
+	duration(&c.RepeatWindow, 10*time.Minute)
 	duration(&c.RefusalEvery, 10*time.Second)
 	duration(&c.PollEvery, time.Second)
 	duration(&c.RequestTimeout, 30*time.Second)
@@ -150,6 +169,8 @@ type Server struct {
 	watcher  atomic.Pointer[users.Watcher]
 	tokens   *tokens
 	refusals *refusals
+
+	repetitions *repetitions
 
 	places      chan struct{}       // one per session
 	requests    *semaphore.Weighted // see requestWeight
@@ -186,6 +207,7 @@ func New(cfg Config) (*Server, error) {
 		peers:       make(map[int64]*peer),
 	}
 	s.refusals = newRefusals(&s.cfg, s.record)
+	s.repetitions = newRepetitions(&s.cfg)
 	return s, nil
 }
 
