@@ -423,3 +423,37 @@ func TestLockIsGivenUpAfterItsTime(t *testing.T) {
 	}
 	mustVerify(t, dir, l.Head())
 }
+
+// The observer hears of every batch, whether it was kept or not.
+func TestCommittedIsTold(t *testing.T) {
+	type batch struct {
+		records int
+		failed  bool
+	}
+	told := make(chan batch, 10)
+	var full atomic.Bool
+	fs := &faultyFS{FS: newVolatileFS(), hook: func(string, string) error {
+		if full.Load() {
+			return syscall.ENOSPC
+		}
+		return nil
+	}}
+	l := open(t, Config{Directory: memoryDirectory(t), FS: fs, RetryDelay: quick, Committed: func(records int, took time.Duration, err error) {
+		if took <= 0 {
+			t.Errorf("a batch took %s", took)
+		}
+		told <- batch{records, err != nil}
+	}})
+	mustAppend(t, l, sign("alice"))
+	if got := <-told; got != (batch{1, false}) {
+		t.Errorf("a good batch: %+v", got)
+	}
+	full.Store(true)
+	if _, err := l.Append(t.Context(), sign("alice")); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("a full disk: %v", err)
+	}
+	if got := <-told; got != (batch{1, true}) {
+		t.Errorf("a batch that failed: %+v", got)
+	}
+	full.Store(false)
+}
