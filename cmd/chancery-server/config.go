@@ -21,14 +21,16 @@ const (
 // config is the daemon's and the operators' configuration file. The example in
 // packaging/examples/server.toml says what each key means.
 type config struct {
-	Bridge      bridgeConfig     `mapstructure:"bridge"`
-	TLS         tlsConfig        `mapstructure:"tls"`
-	State       stateConfig      `mapstructure:"state"`
-	Audit       auditConfig      `mapstructure:"audit"`
-	Sessions    sessionsConfig   `mapstructure:"sessions"`
-	Passphrases passphraseConfig `mapstructure:"passphrases"`
-	Control     controlConfig    `mapstructure:"control"`
-	Log         cli.Logging      `mapstructure:"log"`
+	Bridge      bridgeConfig      `mapstructure:"bridge"`
+	TLS         tlsConfig         `mapstructure:"tls"`
+	State       stateConfig       `mapstructure:"state"`
+	Audit       auditConfig       `mapstructure:"audit"`
+	Tokens      tokensConfig      `mapstructure:"tokens"`
+	Sessions    sessionsConfig    `mapstructure:"sessions"`
+	Repetitions repetitionsConfig `mapstructure:"repetitions"`
+	Passphrases passphraseConfig  `mapstructure:"passphrases"`
+	Control     controlConfig     `mapstructure:"control"`
+	Log         cli.Logging       `mapstructure:"log"`
 }
 
 type bridgeConfig struct {
@@ -103,6 +105,12 @@ func (c *config) validate() error {
 		return cli.Usage("audit.segment_bytes is %d: at least %d, the length of one record", c.Audit.SegmentBytes, audit.MaxLine)
 	case c.Passphrases.MinimumLength < 1 || c.Passphrases.MinimumLength > access.MaxPassphrase:
 		return cli.Usage("passphrases.minimum_length is %d, not 1 to %d", c.Passphrases.MinimumLength, access.MaxPassphrase)
+	}
+	if err := c.Tokens.validate(); err != nil {
+		return err
+	}
+	if err := c.Repetitions.validate(); err != nil {
+		return err
 	}
 	return c.Sessions.validate()
 }

@@ -89,8 +89,9 @@ func (d *daemon) run(ctx context.Context, legs *tunnel.Config) error {
 	if err != nil {
 		return err
 	}
-	settings := signer.Config{Store: d.store, Open: openToken, Audit: d.audit, Log: d.log, PollEvery: pollEvery}
+	settings := signer.Config{Store: d.store, Open: d.config.Tokens.open, Audit: d.audit, Log: d.log, PollEvery: pollEvery}
 	d.config.Sessions.apply(&settings)
+	d.config.Repetitions.apply(&settings)
 	if d.signer, err = signer.New(settings); err != nil {
 		return errors.Join(err, control.Close())
 	}

@@ -33,12 +33,14 @@ func defaultConfig() *config {
 			CRLFiles:      []string{},
 			CRLExpired:    string(certfile.WarnExpired),
 		},
-		State: stateConfig{Directory: "/var/lib/chancery"},
-		Audit: auditConfig{SegmentBytes: 64 << 20},
+		State:  stateConfig{Directory: "/var/lib/chancery"},
+		Audit:  auditConfig{SegmentBytes: 64 << 20},
+		Tokens: tokensConfig{Modules: []string{}},
 		Sessions: sessionsConfig{
 			Maximum: 256, MaximumPerUser: 64, Requests: 256, RequestsTotal: 4096, BatchConcurrency: 16, Derivations: 2,
 			RequestTimeout: 30 * time.Second, IdleTimeout: time.Hour, DrainTimeout: 15 * time.Second, FailurePause: time.Second,
 		},
+		Repetitions: repetitionsConfig{Window: 10 * time.Minute, Requests: 1 << 16, BytesPerUser: 32 << 20, Bytes: 128 << 20},
 		Passphrases: passphraseConfig{MinimumLength: access.DefaultMinPassphrase},
 		Log:         cli.Logging{Level: "info", Format: "text"},
 	}

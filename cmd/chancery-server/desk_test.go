@@ -46,7 +46,7 @@ func newDesk(t *testing.T) *desk {
 		t.Fatal(err)
 	}
 	defer store.Close()
-	office := &admin.Office{Store: store, Open: openToken, Parameters: cheap}
+	office := &admin.Office{Store: store, Open: tokensConfig{}.open, Parameters: cheap}
 	for _, name := range []string{"alice", "bob"} {
 		if _, err := store.AddUser(ctx, name); err != nil {
 			t.Fatal(err)

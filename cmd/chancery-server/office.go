@@ -31,19 +31,23 @@ func (a *app) withOffice(command *cobra.Command, act func(context.Context, *admi
 			Store: store, MinPassphrase: a.config.Passphrases.MinimumLength, Parameters: accessParameters,
 			Open: func(ctx context.Context, t users.Token) (token.Token, error) {
 				t.MaxSessions = pkcs11.MinSessions
-				return openToken(ctx, t)
+				return a.config.Tokens.open(ctx, t)
 			},
 		})
 	})
 }
 
-// openToken opens a registered token with its driver, without login.
-func openToken(_ context.Context, t users.Token) (token.Token, error) {
+// open opens a registered token with its driver, without login.
+func (c tokensConfig) open(_ context.Context, t users.Token) (token.Token, error) {
 	switch t.Driver {
 	case driverSoft:
 		return soft.Open(t.Location)
 	case driverPKCS11:
-		config := pkcs11.Config{Module: t.Location, Serial: t.Serial, MaxSessions: t.MaxSessions}
+		module, err := c.module(t.Location)
+		if err != nil {
+			return nil, err
+		}
+		config := pkcs11.Config{Module: module, Serial: t.Serial, MaxSessions: t.MaxSessions}
 		if t.Serial == "" {
 			config.Label = t.Label
 		}

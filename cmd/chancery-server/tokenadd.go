@@ -147,7 +147,10 @@ func (f *tokenFlags) spec(c *config, name string) (admin.TokenSpec, error) {
 		return spec, cli.Usage("say with --serial or --label which of the module's tokens; 'token probe --module %s' lists them", f.module)
 	}
 	var err error
-	spec.Location, err = filepath.Abs(f.module)
+	if spec.Location, err = filepath.Abs(f.module); err != nil {
+		return spec, err
+	}
+	_, err = c.Tokens.module(spec.Location) // before the PIN is asked for
 	return spec, err
 }
 

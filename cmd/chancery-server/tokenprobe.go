@@ -1,6 +1,7 @@
 package main
 
 import (
+	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -29,7 +30,11 @@ func (a *app) tokenProbeCommand() *cobra.Command {
 		Long: "List the initialised tokens in a PKCS#11 module's slots: what 'token add' takes as --serial or --label. No PIN is needed and\nnothing is changed.",
 		Args: cli.Args(cobra.NoArgs),
 		RunE: func(command *cobra.Command, _ []string) error {
-			infos, err := pkcs11.List(module)
+			c, err := a.loadConfig()
+			if err != nil {
+				return err
+			}
+			infos, err := c.Tokens.list(module)
 			if err != nil {
 				return err
 			}
@@ -45,6 +50,18 @@ func (a *app) tokenProbeCommand() *cobra.Command {
 	command.Flags().StringVar(&module, "module", "", "path of the PKCS#11 module")
 	must(command.MarkFlagRequired("module"))
 	return command
+}
+
+// list lists the tokens of a module, if that may be loaded.
+func (c tokensConfig) list(module string) ([]token.Info, error) {
+	path, err := filepath.Abs(module)
+	if err != nil {
+		return nil, err
+	}
+	if path, err = c.module(path); err != nil {
+		return nil, err
+	}
+	return pkcs11.List(path)
 }
 
 func viewInfo(info token.Info) infoView {
