@@ -17,6 +17,10 @@ build:
     CGO_ENABLED=0 go build -trimpath -o bin/ ./cmd/chancery ./cmd/chancery-bridge
     CGO_ENABLED=1 go build -trimpath -o bin/ ./cmd/chancery-server
 
+# build .deb and .rpm packages of the three programs into dist/
+package:
+    @packaging/build dist
+
 # run every test under the race detector
 test *args:
     go test -race -timeout 14m "$@" ./...
@@ -61,6 +65,6 @@ bench *args:
 format:
     gofmt -w .
 
-# remove what build and demo made
+# remove what build, package and demo made
 clean:
-    rm -rf bin
+    rm -rf bin dist

@@ -57,6 +57,7 @@ func Run(root *cobra.Command, classify func(error) *Error) ExitCode {
 	root.SilenceErrors = true
 	root.SilenceUsage = true
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return Usage("%s", err) })
+	addManual(root)
 	command, err := root.ExecuteC()
 	if err == nil {
 		return ExitDone
