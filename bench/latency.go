@@ -51,7 +51,7 @@ func (c *samples) times() Times {
 func measureLatency(s *stage, r *Results) {
 	echo := s.newEchoClient()
 	var echoes, syncs samples
-	raws, chains := make([]samples, len(algorithms)), make([]samples, len(algorithms))
+	raws, chains := make([]samples, len(s.options.keys)), make([]samples, len(s.options.keys))
 	for repetition := range s.repetitions + 1 {
 		echoed := echo.do(order{Task: "echo", For: s.slice / 2}).Samples
 		synced := s.fsyncs(s.slice / 2)
@@ -59,7 +59,7 @@ func measureLatency(s *stage, r *Results) {
 			echoes.add(echoed)
 			syncs.add(synced)
 		}
-		for i, algorithm := range algorithms {
+		for i, algorithm := range s.options.keys {
 			raw := s.raw.do(order{Task: "latency", Key: algorithm, For: s.slice / 2}).Samples
 			chain := s.client.do(order{Task: "latency", Key: algorithm, For: s.slice / 2}).Samples
 			if repetition > 0 {
@@ -69,7 +69,7 @@ func measureLatency(s *stage, r *Results) {
 		}
 	}
 	result := &LatencyResult{Echo: echoes.times(), Fsync: syncs.times()}
-	for i, algorithm := range algorithms {
+	for i, algorithm := range s.options.keys {
 		with, without := sums(echoes.medians, syncs.medians, raws[i].medians), sums(echoes.medians, raws[i].medians)
 		result.Requests = append(result.Requests, RequestTimes{
 			Algorithm: algorithm, Raw: raws[i].times(), Chain: chains[i].times(),

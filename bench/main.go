@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -35,7 +36,7 @@ func main() {
 // sections are the parts of a run, in the order in which they are measured.
 var sections = []section{
 	{"signatures", "signatures a second, by requests in flight", measureSignatures},
-	{"durability", "what each configuration of the server costs", measureVariants},
+	{"variants", "what each configuration of the server costs", measureVariants},
 	{"latency", "one request at a time", measureLatency},
 	{"connects", "new connections", measureConnects},
 	{"memory", "memory by idle legs and by sessions", measureMemory},
@@ -54,39 +55,52 @@ const keptIn = "docs/benchmarks"
 // options are the command line's.
 type options struct {
 	quick   bool
-	only    []string
+	only    []string // sections
+	keys    []string
 	out     string
 	profile string
+	against []string
 }
 
 func parse(args []string, usage io.Writer) (options, error) {
-	var o options
-	var only string
+	o := options{only: sectionNames(), keys: algorithms}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(usage)
 	flags.BoolVar(&o.quick, "quick", false, "short slices and few of them: to see that all works, not to quote")
-	flags.StringVar(&only, "only", "", "measure only these `sections`, separated by commas: "+strings.Join(sectionNames(), ", "))
+	flags.Func("only", "measure only these `sections`, separated by commas: "+strings.Join(sectionNames(), ", "), choice(&o.only))
+	flags.Func("keys", "measure only these `keys`, separated by commas: "+strings.Join(algorithms, ", "), choice(&o.keys))
 	flags.StringVar(&o.out, "out", "", "`directory` for tables (results.md, results.json) and plots (*.svg); default: "+keptIn+" for a whole run, none for others")
 	flags.StringVar(&o.profile, "profile", "", "instead of measuring, sign P-256 and have perf profile the three processes into this `directory`")
+	flags.Func("against", "compare with the programs in this `directory` too, among the variants; may be repeated", func(dir string) error {
+		absolute, err := filepath.Abs(dir)
+		o.against = append(o.against, absolute)
+		return err
+	})
 	if err := flags.Parse(args); err != nil {
 		return o, err
 	}
 	if flags.NArg() > 0 {
 		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
-	for name := range strings.SplitSeq(only, ",") {
-		if name == "" {
-			continue
-		}
-		if !slices.Contains(sectionNames(), name) {
-			return o, fmt.Errorf("no section %q: there are %s", name, strings.Join(sectionNames(), ", "))
-		}
-		o.only = append(o.only, name)
-	}
-	if o.out == "" && !o.quick && len(o.only) == 0 {
+	whole := !o.quick && len(o.only) == len(sections) && len(o.keys) == len(algorithms)
+	if o.out == "" && whole {
 		o.out = keptIn
 	}
 	return o, nil
+}
+
+// choice returns a flag's function that narrows a list of names to those given.
+func choice(from *[]string) func(string) error {
+	return func(given string) error {
+		names := strings.Split(given, ",")
+		for _, name := range names {
+			if !slices.Contains(*from, name) {
+				return fmt.Errorf("there is no %q, only %s", name, strings.Join(*from, ", "))
+			}
+		}
+		*from = names
+		return nil
+	}
 }
 
 func sectionNames() []string {
@@ -108,7 +122,7 @@ func run(args []string, stdout io.Writer) error {
 		}
 		results := newResults(o)
 		for _, section := range sections {
-			if len(o.only) > 0 && !slices.Contains(o.only, section.name) {
+			if !slices.Contains(o.only, section.name) {
 				continue
 			}
 			s.say("measuring %s", section.about)

@@ -23,7 +23,7 @@ func measureMemory(s *stage, r *Results) {
 	if len(r.Memory) == 0 && s.slice < time.Second {
 		legs, sessions = []int{1, 100, 1000}, []int{100}
 	}
-	l := s.newChain(nil)
+	l := s.newChain(variant{})
 	for _, n := range legs {
 		r.Memory = append(r.Memory, s.memoryOf(l, n, 0))
 	}

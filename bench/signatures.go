@@ -53,7 +53,7 @@ type Figure struct {
 // measureSignatures takes turns: a slice of the raw token, a slice of the chain,
 // and so on through all loads, as often as there are repetitions.
 func measureSignatures(s *stage, r *Results) {
-	for _, algorithm := range algorithms {
+	for _, algorithm := range s.options.keys {
 		s.say("  %s", titles[algorithm])
 		result := AlgorithmResult{Algorithm: algorithm, Raw: figures(rawLoads), Chain: figures(chainLoads)}
 		cpu := make([]usage, len(chainLoads))

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"slices"
@@ -19,6 +20,7 @@ var titles = map[string]string{"rsa2048": "RSA-2048", "rsa4096": "RSA-4096", "p2
 // stage holds what a run needs: labs, workers, and how long to measure.
 type stage struct {
 	host
+	options     options
 	slice       time.Duration // how long one figure is measured before the next one's turn
 	repetitions int           // how many slices a figure has
 	chain       *lab.Lab      // bridge, server, SoftHSM
@@ -29,7 +31,7 @@ type stage struct {
 
 // onStage builds the programs and runs act with a stage that is taken down afterwards.
 func onStage(o options, act func(*stage) error) (err error) {
-	s := &stage{slice: time.Second, repetitions: 9}
+	s := &stage{options: o, slice: time.Second, repetitions: 9}
 	if o.quick {
 		s.slice, s.repetitions = 300*time.Millisecond, 3
 	}
@@ -45,7 +47,7 @@ func onStage(o options, act func(*stage) error) (err error) {
 		return err
 	}
 	s.say("making certificates, a token and keys")
-	s.chain = s.newChain(nil)
+	s.chain = s.newChain(variant{})
 	s.client = s.newClient(s.chain)
 	s.raw = startWorker(s, "raw", s.chain.Environment, rawSettings{Module: s.chain.HSM.Store.Module, Serial: s.chain.HSM.Serial, PIN: string(s.chain.HSM.PIN)})
 	return act(s)
@@ -63,11 +65,11 @@ var everyLab = []string{
 }
 
 // newChain starts bridge and server with a SoftHSM token and a key of every
-// algorithm. The configuration is environment for the programs.
-func (s *stage) newChain(configuration []string) *lab.Lab {
+// algorithm.
+func (s *stage) newChain(v variant) *lab.Lab {
 	driver := lab.SoftHSM
-	driver.Environment = slices.Concat(everyLab, configuration)
-	l := lab.New(s, s.programs, driver)
+	driver.Environment = slices.Concat(everyLab, v.configuration)
+	l := lab.New(s, cmp.Or(v.programs, s.programs), driver)
 	for _, algorithm := range algorithms {
 		l.CreateKey(algorithm, algorithm)
 	}
