@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"time"
 
@@ -91,6 +92,9 @@ func readBlocks(path string, rest []byte, blockType string) (found [][]byte, err
 // add takes in one list after checking who signed it.
 func (r *revocations) add(path string, der []byte, authorities []*x509.Certificate) error {
 	list, err := x509.ParseRevocationList(der)
+	if err == nil && len(list.Raw) != len(der) {
+		err = errors.New("other data stands behind it")
+	}
 	if err != nil {
 		return fmt.Errorf("%w: the certificate revocation list in %q: %w", ErrUnusable, path, err)
 	}
