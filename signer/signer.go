@@ -259,6 +259,10 @@ func (s *Server) Refresh(ctx context.Context) error {
 	return nil
 }
 
+// Reopen has every token closed and opened again, for example after its module was upgraded. It does not wait
+// for that. Users have to unlock their keys again; PINs that a token has rejected are not tried again.
+func (s *Server) Reopen() { s.tokens.reopen() }
+
 // acceptAll starts a session for each client until ctx ends. A place is taken
 // before a client is, so that clients beyond the limit wait at the bridge.
 func (s *Server) acceptAll(ctx context.Context, accept AcceptFunc, start func(Conn)) {

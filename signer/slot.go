@@ -42,6 +42,7 @@ type slot struct {
 	refused  map[int64]error // by key ID: keys whose public half is not the registered one
 	rejected map[rejection]bool
 	proven   proof
+	round    int // grows with reopen
 }
 
 // rejection names a PIN that the token has rejected. The store remembers it too, but
@@ -67,6 +68,18 @@ func (s *slot) update(record users.Token, keys []users.Key) {
 	if reopen || others {
 		s.wake()
 	}
+}
+
+// reopen has the token closed and opened again, even if it is just being opened.
+func (s *slot) reopen() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.round++
+	if s.current != nil {
+		s.current.retire()
+		s.state = StateOpening
+	}
+	s.wake()
 }
 
 // outdated tells whether a token opened by one record must be opened anew by the next.
@@ -135,17 +148,20 @@ func (s *slot) keep() {
 }
 
 // mustClose tells whether the token was retired, or was being opened by a record
-// that has changed since.
+// that has changed since or before it was to be opened anew.
 func (s *slot) mustClose(home *openToken) bool {
-	record, _ := s.registered()
-	return outdated(home.record, record) || home.isClosed()
+	s.mu.Lock()
+	record, round := s.record, s.round
+	s.mu.Unlock()
+	return outdated(home.record, record) || home.round != round || home.isClosed()
 }
 
 // open tries once and notes the outcome; nil when the token could not be opened.
 func (s *slot) open() *openToken {
-	record, _ := s.registered()
-	home, err := s.openChecked(record)
-	if err != nil {
+	s.mu.Lock()
+	home := &openToken{slot: s, record: s.record, round: s.round, keys: make(map[int64]token.Key)}
+	s.mu.Unlock()
+	if err := s.openChecked(home); err != nil {
 		s.note(StateAbsent, nil, err)
 		return nil
 	}
@@ -154,25 +170,25 @@ func (s *slot) open() *openToken {
 }
 
 // openChecked opens the token and makes sure that it is the registered one.
-func (s *slot) openChecked(record users.Token) (*openToken, error) {
+func (s *slot) openChecked(home *openToken) error {
 	ctx, cancel := context.WithTimeout(s.ctx, s.cfg.OpenTimeout)
 	defer cancel()
-	opened, err := s.cfg.Open(ctx, record)
+	opened, err := s.cfg.Open(ctx, home.record)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	info, err := opened.Info(ctx)
-	if err == nil && info.Serial != record.Serial {
-		err = fmt.Errorf("the token found has serial %q, registered is %q: %w", info.Serial, record.Serial, token.ErrTokenAbsent)
+	if err == nil && info.Serial != home.record.Serial {
+		err = fmt.Errorf("the token found has serial %q, registered is %q: %w", info.Serial, home.record.Serial, token.ErrTokenAbsent)
 	}
 	if err != nil {
-		return nil, errors.Join(err, opened.Close())
+		return errors.Join(err, opened.Close())
 	}
-	home := &openToken{Token: opened, slot: s, record: record, keys: make(map[int64]token.Key)}
+	home.Token = opened
 	if err := s.compare(home); isLost(err) {
-		return nil, errors.Join(err, opened.Close())
+		return errors.Join(err, opened.Close())
 	}
-	return home, nil
+	return nil
 }
 
 // compare looks for registered keys whose public half is another on the token.

@@ -71,6 +71,14 @@ func (m *tokens) newSlot(ctx context.Context, record users.Token) *slot {
 	return s
 }
 
+func (m *tokens) reopen() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, s := range m.slots {
+		s.reopen()
+	}
+}
+
 func (m *tokens) slot(id int64) (*slot, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -149,6 +157,7 @@ type openToken struct {
 	token.Token
 	slot   *slot
 	record users.Token // by which it was opened
+	round  int         // the slot's when it was opened
 
 	mu     sync.Mutex
 	closed bool

@@ -133,6 +133,50 @@ func TestReloadOpensTheTokenAnew(t *testing.T) {
 	want[*wire.SignReply](c, c.call(signRequest("p256")))
 }
 
+func TestReopeningKeepsRejections(t *testing.T) {
+	w := newWorld(t, func(w *world, _ *Config) { w.token.pin = "another" })
+	w.awaitToken(StateReady)
+	w.connect("alice", true).refused(unlockRequest("p256", passphrase), wire.CodeTokenPINRejected)
+	w.server.Reopen()
+	w.eventually("the token to be opened again", func() bool { return w.opens() == 2 })
+	w.awaitToken(StateReady)
+	w.connect("alice", true).refused(unlockRequest("p256", passphrase), wire.CodeTokenPINRejected)
+	if tries := w.token.sent(); len(tries) != 1 {
+		t.Errorf("the token saw %q", tries)
+	}
+}
+
+func TestReopeningLocksKeysAndLooksForAbsentTokensAtOnce(t *testing.T) {
+	w := newWorld(t, func(_ *world, cfg *Config) { cfg.ReopenMin, cfg.ReopenMax = patience, patience })
+	c := w.unlockedClient("p256")
+	w.token.change(func(f *fakeToken) { f.absent = true })
+	w.server.Reopen()
+	w.awaitToken(StateAbsent)
+	c.refused(signRequest("p256"), wire.CodeNotUnlocked)
+	w.token.change(func(f *fakeToken) { f.absent = false })
+	w.server.Reopen()
+	w.awaitToken(StateReady)
+	want[*wire.UnlockReply](c, c.call(unlockRequest("p256", passphrase)))
+}
+
+func TestATokenThatIsBeingOpenedIsOpenedAnewToo(t *testing.T) {
+	opening, proceed := make(chan struct{}), make(chan struct{})
+	w := newWorld(t, func(w *world, cfg *Config) {
+		cfg.Open = func(ctx context.Context, record users.Token) (token.Token, error) {
+			opened, err := w.token.open(ctx, record)
+			opening <- struct{}{}
+			<-proceed
+			return opened, err
+		}
+	})
+	<-opening
+	w.server.Reopen()
+	proceed <- struct{}{}
+	<-opening
+	close(proceed)
+	w.awaitToken(StateReady)
+}
+
 func TestAKeyRegisteredLaterCanBeUsedAtOnce(t *testing.T) {
 	w := newWorld(t, func(w *world, _ *Config) { w.store.keys, w.store.grants = w.store.keys[:6], w.store.grants[:6] })
 	c := w.unlockedClient()

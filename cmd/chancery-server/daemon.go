@@ -99,7 +99,7 @@ func (d *daemon) run(ctx context.Context, legs *tunnel.Config) error {
 	defer stop()
 	// Once draining, the next signal has its usual effect.
 	context.AfterFunc(ctx, stop)
-	d.reloadOnHangup(ctx)
+	d.reopenOnHangup(ctx)
 	d.listener = tunnel.Listen(ctx, legs, d.config.Bridge.IdleConnections)
 	go d.certificates.Watch(ctx, certfile.DefaultInterval, func() { d.listener.CutRevoked() })
 	go func() {
@@ -121,8 +121,8 @@ func (d *daemon) accept(ctx context.Context) (signer.Conn, error) {
 	return conn, nil
 }
 
-// reloadOnHangup requests the reload of all tokens with each SIGHUP.
-func (d *daemon) reloadOnHangup(ctx context.Context) {
+// reopenOnHangup has all tokens closed and opened again with each SIGHUP.
+func (d *daemon) reopenOnHangup(ctx context.Context) {
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
 	go func() {
@@ -132,25 +132,22 @@ func (d *daemon) reloadOnHangup(ctx context.Context) {
 			case <-ctx.Done():
 				return
 			case <-hangups:
-				d.reloadAll(ctx)
+				d.reopenAll(ctx)
 			}
 		}
 	}()
 }
 
-func (d *daemon) reloadAll(ctx context.Context) {
-	s, err := d.store.Snapshot(ctx)
+// reopenAll leaves the store alone: what the tokens have rejected stays rejected, until an operator says
+// otherwise of one token by `token reload`.
+func (d *daemon) reopenAll(ctx context.Context) {
+	about := act{name: "token.reopen", details: map[string]string{"token": "all", "operator": "SIGHUP to the daemon"}}
+	err := recordAct(ctx, d.audit, about, func() error { d.signer.Reopen(); return nil })
 	if err != nil {
-		d.log.Error("no token could be reloaded", "error", err)
+		d.log.Error("the tokens are not opened anew, or not on record as such", "error", err)
 		return
 	}
-	for _, t := range s.Tokens() {
-		if err := d.store.RequestReload(ctx, t.Name); err != nil {
-			d.log.Error("token not reloaded", "token", t.Name, "error", err)
-			continue
-		}
-		d.log.Info("reload of token requested", "token", t.Name)
-	}
+	d.log.Info("all tokens are closed and opened anew")
 }
 
 // status may be called at any time.
