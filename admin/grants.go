@@ -18,11 +18,17 @@ type GrantSpec struct {
 	Target
 	Role    users.Role
 	Expires time.Time // zero: never; whole seconds count
+
+	Lease     time.Duration // how long an unlock lasts, in whole seconds; 0: as long as the server lets it. For keys only
+	LeaseUses int           // signatures that an unlock is good for; 0: any number. For keys only
 }
 
 func (g GrantSpec) check(now time.Time) error {
 	if err := g.Target.check(); err != nil {
 		return err
+	}
+	if g.Lease < 0 || g.LeaseUses < 0 || g.Token != "" && (g.Lease > 0 || g.LeaseUses > 0) {
+		return fmt.Errorf("%w: a lease limits the unlocks of a key, by a positive time or number", ErrRequest)
 	}
 	switch g.Role {
 	case users.RoleTokenManager:
@@ -92,7 +98,7 @@ func newGrant(s *users.Snapshot, p *proof, spec GrantSpec, to recipient) (users.
 	}
 	grant := users.Grant{
 		UserID: user.ID, TokenID: p.token.ID, Role: spec.Role, Expires: spec.Expires,
-		PINVersion: p.token.PINVersion, CreatedBy: p.user.Name,
+		PINVersion: p.token.PINVersion, CreatedBy: p.user.Name, Lease: spec.Lease, LeaseUses: spec.LeaseUses,
 	}
 	if spec.Key != "" {
 		key, err := namedKey(s, spec.Key)

@@ -1,6 +1,9 @@
 package users
 
-import "context"
+import (
+	"context"
+	"time"
+)
 
 // Store keeps users, tokens, keys and grants durably. Every method that changes something is
 // one transaction, durable when it returns, and moves Revision. Methods are
@@ -42,7 +45,7 @@ type Store interface {
 
 	// AddGrant stores a grant. ErrExists when the user holds one on the same key (or token) already.
 	AddGrant(ctx context.Context, g Grant) (Grant, error)
-	// ReplaceGrant changes access key, wraps, role and expiry of the grant with g.ID and grows its
+	// ReplaceGrant changes access key, wraps, role, expiry and lease of the grant with g.ID and grows its
 	// Generation. ErrStale when the grant's Generation is no longer g.Generation.
 	ReplaceGrant(ctx context.Context, g Grant) (Grant, error)
 	RevokeGrant(ctx context.Context, id int64) error
@@ -60,6 +63,14 @@ type Store interface {
 	// RejectPIN remembers that the token rejected its current PIN, or the staged one, of that
 	// version, so that no process sends it again. ErrStale when the token's PIN moved on.
 	RejectPIN(ctx context.Context, tokenID, version int64, staged bool) error
+
+	// AddUnlockFailure counts a wrong passphrase of a user for a key, so that guessing stays slow
+	// across restarts. ErrNotFound when there is no such user or key. This and ClearUnlockFailures, for which there may be nothing
+	// to forget, change nothing in a Snapshot and do not move Revision.
+	AddUnlockFailure(ctx context.Context, userID, keyID int64, at time.Time) error
+	ClearUnlockFailures(ctx context.Context, userID, keyID int64) error
+	// UnlockFailures returns all that is remembered, by ascending user and key.
+	UnlockFailures(ctx context.Context) ([]UnlockFailures, error)
 
 	Close() error
 }

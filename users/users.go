@@ -147,6 +147,16 @@ type Grant struct {
 	Staged     []byte // nil unless a PIN change is in flight
 	CreatedAt  time.Time
 	CreatedBy  string // a user's name, or "operator"
+
+	Lease     time.Duration // how long an unlock lasts, in whole seconds; 0: as long as the server lets it
+	LeaseUses int           // signatures that an unlock is good for; 0: any number
+}
+
+// UnlockFailures are the wrong passphrases that a user gave for a key since the last right one.
+type UnlockFailures struct {
+	UserID, KeyID int64
+	Count         int
+	Last          time.Time
 }
 
 // Expired tells whether the grant has run out at the given time.

@@ -45,6 +45,8 @@ func (a *app) addTarget(command *cobra.Command) *string {
 // grantFlags are what `grant add` was told.
 type grantFlags struct {
 	role, expires string
+	lease         time.Duration
+	uses          int
 	token         *string
 	actor         *actorFlags
 	grantee       *granteeFlags
@@ -64,6 +66,8 @@ their passphrase, or to a passphrase that they type here.`,
 	flags.grantee = addGrantee(command, "grantee-passphrase", "grantee's passphrase")
 	command.Flags().StringVar(&flags.role, "role", string(users.RoleSigner), "signer or manager; with --token always token-manager")
 	command.Flags().StringVar(&flags.expires, "expires", "", "end of the grant: a date (its first moment, UTC), an RFC 3339 time or a duration such as 720h (default never)")
+	command.Flags().DurationVar(&flags.lease, "lease", 0, "how long an unlock lasts, such as 8h (default: sessions.lease of the configuration)")
+	command.Flags().IntVar(&flags.uses, "uses", 0, "signatures that an unlock is good for (default: any number)")
 	completeWords(command, "role", string(users.RoleSigner), string(users.RoleManager))
 	command.RunE = func(command *cobra.Command, args []string) error {
 		target, user, err := targetArguments(*flags.token, args)
@@ -91,9 +95,26 @@ func (f *grantFlags) spec(command *cobra.Command, target admin.Target) (admin.Gr
 	case target.Token == "" && spec.Role != users.RoleSigner && spec.Role != users.RoleManager:
 		return spec, cli.Usage("--role %q: signer or manager", f.role)
 	}
+	if err := f.checkLease(command, target); err != nil {
+		return spec, err
+	}
+	spec.Lease, spec.LeaseUses = f.lease, f.uses
 	var err error
 	spec.Expires, err = parseExpiry(f.expires, time.Now())
 	return spec, err
+}
+
+func (f *grantFlags) checkLease(command *cobra.Command, target admin.Target) error {
+	timed, counted := command.Flags().Changed("lease"), command.Flags().Changed("uses")
+	switch {
+	case target.Token != "" && (timed || counted):
+		return cli.Usage("--lease and --uses are for keys: a token's management is unlocked for each command")
+	case timed && (f.lease < time.Second || f.lease%time.Second != 0):
+		return cli.Usage("--lease %s: whole seconds, and at least one", f.lease)
+	case counted && f.uses < 1:
+		return cli.Usage("--uses %d: at least 1", f.uses)
+	}
+	return nil
 }
 
 func (a *app) addGrant(ctx context.Context, command *cobra.Command, office *admin.Office, spec admin.GrantSpec, user string, flags *grantFlags) error {
@@ -119,6 +140,9 @@ func (a *app) addGrant(ctx context.Context, command *cobra.Command, office *admi
 	about.details["role"] = string(spec.Role)
 	if !spec.Expires.IsZero() {
 		about.details["expires"] = spec.Expires.Format(time.RFC3339)
+	}
+	if lease := leaseText(spec.Lease, spec.LeaseUses); lease != "" {
+		about.details["lease"] = lease
 	}
 	err = a.recorded(ctx, about, func() (err error) {
 		added, err = office.AddGrant(ctx, actor, spec, grantee)
@@ -223,9 +247,9 @@ func (a *app) grantListCommand() *cobra.Command {
 						continue
 					}
 					views = append(views, g)
-					rows = append(rows, []string{fmt.Sprint(g.ID), g.User, string(g.Role), g.target(), "hardware: " + yesNo(g.Hardware), g.until(), g.Fingerprint, g.CreatedBy})
+					rows = append(rows, []string{fmt.Sprint(g.ID), g.User, string(g.Role), g.target(), "hardware: " + yesNo(g.Hardware), g.until(), leaseText(g.lease, g.LeaseUses), g.Fingerprint, g.CreatedBy})
 				}
-				return a.list(command, views, []string{"ID", "USER", "ROLE", "OF", "PROTECTION", "EXPIRES", "ACCESS KEY", "GRANTED BY"}, rows)
+				return a.list(command, views, []string{"ID", "USER", "ROLE", "OF", "PROTECTION", "EXPIRES", "LEASE", "ACCESS KEY", "GRANTED BY"}, rows)
 			})
 		},
 	}

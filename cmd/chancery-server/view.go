@@ -59,6 +59,10 @@ type grantView struct {
 	Fingerprint string     `json:"access_key_fingerprint"`
 	CreatedAt   time.Time  `json:"created_at"`
 	CreatedBy   string     `json:"created_by"`
+	Lease       string     `json:"lease,omitempty"`      // how long an unlock lasts; absent: the configuration says it
+	LeaseUses   int        `json:"lease_uses,omitempty"` // signatures that an unlock is good for; absent: any number
+
+	lease time.Duration
 }
 
 func viewToken(s *users.Snapshot, t *users.Token) tokenView {
@@ -106,6 +110,10 @@ func viewGrant(s *users.Snapshot, g *users.Grant) grantView {
 	view := grantView{
 		ID: g.ID, User: userName(s, g.UserID), Role: g.Role, Expires: optionalTime(g.Expires), Expired: g.Expired(time.Now()),
 		Fingerprint: g.Access.Fingerprint(), CreatedAt: g.CreatedAt.UTC(), CreatedBy: g.CreatedBy,
+		LeaseUses: g.LeaseUses, lease: g.Lease,
+	}
+	if g.Lease > 0 {
+		view.Lease = g.Lease.String()
 	}
 	if t, ok := s.TokenByID(g.TokenID); ok {
 		view.Token, view.Hardware = t.Name, t.Hardware
@@ -144,5 +152,22 @@ func (g grantView) until() string {
 
 // sentence describes the grant in one line.
 func (g grantView) sentence() string {
-	return fmt.Sprintf("#%d %s is %s of %s (hardware: %s), expires: %s", g.ID, g.User, g.Role, g.target(), yesNo(g.Hardware), g.until())
+	text := fmt.Sprintf("#%d %s is %s of %s (hardware: %s), expires: %s", g.ID, g.User, g.Role, g.target(), yesNo(g.Hardware), g.until())
+	if lease := leaseText(g.lease, g.LeaseUses); lease != "" {
+		text += ", unlocks last: " + lease
+	}
+	return text
+}
+
+// leaseText says what an unlock is good for, where the grant limits it.
+func leaseText(lease time.Duration, uses int) string {
+	switch {
+	case lease > 0 && uses > 0:
+		return fmt.Sprintf("%s or %s", lease, count(uses, "signature"))
+	case lease > 0:
+		return lease.String()
+	case uses > 0:
+		return count(uses, "signature")
+	}
+	return ""
 }

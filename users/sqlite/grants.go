@@ -26,10 +26,10 @@ func (c *change) addGrant(g *users.Grant) (err error) {
 	normalise(g)
 	g.Generation, g.CreatedAt = c.revision, fromUnix(c.now)
 	g.ID, err = c.insert("grant of this user", `INSERT INTO grants
-		(user_id, token_id, key_id, role, expires, generation, access_key, wrapped, staged, created_at, created_by)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		(user_id, token_id, key_id, role, expires, generation, access_key, wrapped, staged, created_at, created_by, lease_seconds, lease_uses)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 		g.UserID, g.TokenID, sql.NullInt64{Int64: g.KeyID, Valid: g.KeyID != 0}, string(g.Role), seconds(g.Expires),
-		g.Generation, g.Access.Bytes(), g.Wrapped, g.Staged, c.now, g.CreatedBy)
+		g.Generation, g.Access.Bytes(), g.Wrapped, g.Staged, c.now, g.CreatedBy, int64(g.Lease/time.Second), g.LeaseUses)
 	return err
 }
 
@@ -41,6 +41,7 @@ func normalise(g *users.Grant) {
 	if len(g.Staged) == 0 {
 		g.Staged = nil
 	}
+	g.Lease = g.Lease.Truncate(time.Second)
 }
 
 // checkPINVersion refuses wraps that were computed before the token's PIN changed or began to.
@@ -89,8 +90,8 @@ func (c *change) replaceGrant(g *users.Grant) error {
 	normalise(g)
 	g.KeyID, g.CreatedAt, g.Generation = key.Int64, fromUnix(created), c.revision
 	return c.exec(fmt.Sprintf("grant %d", g.ID),
-		`UPDATE grants SET role = ?, expires = ?, generation = ?, access_key = ?, wrapped = ?, staged = ? WHERE id = ?`,
-		string(g.Role), seconds(g.Expires), g.Generation, g.Access.Bytes(), g.Wrapped, g.Staged, g.ID)
+		`UPDATE grants SET role = ?, expires = ?, generation = ?, access_key = ?, wrapped = ?, staged = ?, lease_seconds = ?, lease_uses = ? WHERE id = ?`,
+		string(g.Role), seconds(g.Expires), g.Generation, g.Access.Bytes(), g.Wrapped, g.Staged, int64(g.Lease/time.Second), g.LeaseUses, g.ID)
 }
 
 // RevokeGrant removes a grant.

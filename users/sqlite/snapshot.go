@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"chancery/access"
 	"chancery/token"
@@ -52,7 +53,7 @@ func (r *reader) all() (*users.Snapshot, error) {
 		return nil, err
 	}
 	grants, err := read(r, `SELECT grants.id, user_id, token_id, key_id, role, expires, generation, pin_version, access_key,
-		wrapped, staged, grants.created_at, created_by FROM grants JOIN tokens ON tokens.id = token_id`, scanGrant)
+		wrapped, staged, grants.created_at, created_by, lease_seconds, lease_uses FROM grants JOIN tokens ON tokens.id = token_id`, scanGrant)
 	if err != nil {
 		return nil, err
 	}
@@ -94,14 +95,14 @@ func scanToken(rows *sql.Rows) (t users.Token, err error) {
 
 func scanGrant(rows *sql.Rows) (g users.Grant, err error) {
 	var key, expires sql.NullInt64
-	var created int64
+	var created, lease int64
 	var accessKey []byte
 	err = rows.Scan(&g.ID, &g.UserID, &g.TokenID, &key, &g.Role, &expires, &g.Generation, &g.PINVersion, &accessKey,
-		&g.Wrapped, &g.Staged, &created, &g.CreatedBy)
+		&g.Wrapped, &g.Staged, &created, &g.CreatedBy, &lease, &g.LeaseUses)
 	if err != nil {
 		return g, err
 	}
-	g.KeyID, g.CreatedAt = key.Int64, fromUnix(created)
+	g.KeyID, g.CreatedAt, g.Lease = key.Int64, fromUnix(created), time.Duration(lease)*time.Second
 	if expires.Valid {
 		g.Expires = fromUnix(expires.Int64)
 	}

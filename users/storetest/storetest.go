@@ -36,6 +36,8 @@ func Run(t *testing.T, backend Backend) {
 		"PIN change gone stale":  testStalePINChange,
 		"rejected PINs":          testRejectedPINs,
 		"revision":               testRevision,
+		"leases":                 testLeases,
+		"failed unlocks":         testUnlockFailures,
 	} {
 		t.Run(name, func(t *testing.T) {
 			open := backend(t)
