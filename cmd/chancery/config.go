@@ -131,6 +131,9 @@ func (c *config) validate() error {
 			return invalid("bridge.address %q is not host:port", c.Bridge.Address)
 		}
 	}
+	if host := c.bridgeName(); host != "" && sameHost(host, c.Server.Hostname) {
+		return invalid("server.hostname %q is the bridge's host name too, so that the bridge's certificate would pass as the server's; give the server a certificate for a name of its own", c.Server.Hostname)
+	}
 	for _, timeout := range []struct {
 		key   string
 		value time.Duration
@@ -152,6 +155,32 @@ func (c *config) validate() error {
 	}
 	_, err := c.Log.Logger(os.Stderr)
 	return err
+}
+
+// bridgeName is the name that is asked of the bridge's certificate, or "".
+func (c *config) bridgeName() string {
+	if c.Bridge.Hostname != "" {
+		return c.Bridge.Hostname
+	}
+	host, _, err := net.SplitHostPort(c.Bridge.Address)
+	if err != nil {
+		return ""
+	}
+	return host
+}
+
+// sameHost tells whether one certificate for a single name would do for both. Names are compared as
+// crypto/x509 compares them with a certificate's.
+func sameHost(a, b string) bool {
+	return plainHost(a) == plainHost(b)
+}
+
+func plainHost(host string) string {
+	unbracketed := strings.TrimSuffix(strings.TrimPrefix(host, "["), "]")
+	if address := net.ParseIP(unbracketed); address != nil {
+		return address.String()
+	}
+	return strings.ToLower(strings.TrimSuffix(host, "."))
 }
 
 func invalid(format string, args ...any) error {

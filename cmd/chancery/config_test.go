@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -36,6 +37,32 @@ func TestExampleShowsEveryDefault(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, read); diff != "" {
 		t.Errorf("packaging/examples/client.toml differs from the defaults (-want +got):\n%s", diff)
+	}
+}
+
+// TestTheBridgeCannotPassAsTheServer gives both the same name, in all ways that a certificate would fit.
+func TestTheBridgeCannotPassAsTheServer(t *testing.T) {
+	for _, c := range []struct {
+		address, bridge, server string
+		refused                 bool
+	}{
+		{"sign.example.com:44334", "", "sign.example.com", true},
+		{"sign.example.com:44334", "", "Sign.Example.COM.", true},
+		{"192.0.2.1:44334", "sign.example.com", "sign.example.com", true},
+		{"", "sign.example.com", "sign.example.com", true},
+		{"[2001:db8::1]:44334", "", "2001:DB8:0::1", true},
+		{"127.0.0.1:44334", "", "::ffff:127.0.0.1", true},
+		{"sign.example.com:44334", "bridge.example.com", "sign.example.com", false},
+		{"bridge.example.com:44334", "", "sign.example.com", false},
+		{"", "", "", false},
+	} {
+		config := defaultConfig()
+		config.Bridge.Address, config.Bridge.Hostname, config.Server.Hostname = c.address, c.bridge, c.server
+		err := config.validate()
+		var told *cli.Error
+		if c.refused && (!errors.As(err, &told) || told.Code != "config_invalid") || !c.refused && err != nil {
+			t.Errorf("%+v: %v", c, err)
+		}
 	}
 }
 
