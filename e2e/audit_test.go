@@ -34,6 +34,7 @@ type record struct {
 	Digests []string `json:"digests"`
 	Session string   `json:"session"`
 	Outcome string   `json:"outcome"`
+	Repeats string   `json:"idempotency_key"`
 	Peer    struct {
 		Serial string `json:"serial"`
 	} `json:"peer"`
