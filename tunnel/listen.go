@@ -39,6 +39,7 @@ type Stats struct {
 	Handshaking int       // paired legs in their inner handshake or not yet accepted
 	Accepted    uint64    // sessions handed over since the start
 	Refused     uint64    // inner handshakes that failed since the start
+	Failed      uint64    // tries to get a leg waiting that failed, and waits that broke off
 	LastError   error     // the latest failure to get a leg waiting; an *Error
 	LastErrorAt time.Time // when that was
 }
@@ -125,7 +126,7 @@ func (l *Listener) keepLeg() {
 			pause.reset()
 		}
 		wait := pause.next()
-		l.count(func(s *Stats) { s.LastError, s.LastErrorAt = err, time.Now() })
+		l.count(func(s *Stats) { s.Failed++; s.LastError, s.LastErrorAt = err, time.Now() })
 		l.log.Warn("no waiting connection to the bridge", "bridge", l.cfg.Bridge, "retry_in", wait, "error", err.Error())
 		l.count(func(s *Stats) { s.Connecting++ })
 		sleep(l.ctx, wait)

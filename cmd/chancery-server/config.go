@@ -30,6 +30,7 @@ type config struct {
 	Repetitions repetitionsConfig `mapstructure:"repetitions"`
 	Passphrases passphraseConfig  `mapstructure:"passphrases"`
 	Control     controlConfig     `mapstructure:"control"`
+	Observe     observeConfig     `mapstructure:"observe"`
 	Log         cli.Logging       `mapstructure:"log"`
 }
 
@@ -110,6 +111,9 @@ func (c *config) validate() error {
 		return err
 	}
 	if err := c.Repetitions.validate(); err != nil {
+		return err
+	}
+	if err := c.Observe.validate(); err != nil {
 		return err
 	}
 	return c.Sessions.validate()

@@ -12,8 +12,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"chancery/audit"
+	"chancery/internal/canary"
 	"chancery/internal/certfile"
 	"chancery/internal/cli"
+	"chancery/internal/notify"
+	"chancery/internal/observe"
 	"chancery/signer"
 	"chancery/tunnel"
 	"chancery/users"
@@ -21,6 +24,9 @@ import (
 
 // pollEvery is how soon at the latest a change takes effect in live sessions when the command that made it could not tell the daemon.
 const pollEvery = 250 * time.Millisecond
+
+// keptTroubles is how many warnings and errors `status` can show.
+const keptTroubles = 20
 
 func (a *app) serveCommand() *cobra.Command {
 	return &cobra.Command{
@@ -49,6 +55,10 @@ type daemon struct {
 	signer       *signer.Server
 	listener     *tunnel.Listener
 	certificates *certfile.Live
+	metrics      *metrics
+	recent       *observe.Recent // warnings and errors of log
+	manager      *notify.Manager
+	canary       *canary.Canary // nil without one
 	started      time.Time
 }
 
@@ -60,6 +70,8 @@ func serve(ctx context.Context, c *config) error {
 	if err != nil {
 		return err
 	}
+	recent := observe.NewRecent(keptTroubles)
+	log = recent.Logger(log)
 	certificates, err := c.TLS.certificates(log)
 	if err != nil {
 		return err
@@ -72,14 +84,20 @@ func serve(ctx context.Context, c *config) error {
 	if err != nil {
 		return err
 	}
-	records, err := audit.Open(c.auditLog())
+	counted := newMetrics()
+	recording := c.auditLog()
+	recording.Committed = counted.committed
+	records, err := audit.Open(recording)
 	if err != nil {
 		return errors.Join(err, store.Close())
 	}
 	if c.Audit.UnsafeNoSync {
 		log.Warn("audit.unsafe_no_sync is set: records of signatures can be lost when the power fails")
 	}
-	d := &daemon{config: c, log: log, store: store, audit: records, started: time.Now(), certificates: certificates}
+	d := &daemon{
+		config: c, log: log, store: store, audit: records, started: time.Now(), certificates: certificates,
+		metrics: counted, recent: recent, manager: notify.New(log),
+	}
 	return errors.Join(d.run(ctx, legs), records.Close(), store.Close())
 }
 
@@ -89,10 +107,17 @@ func (d *daemon) run(ctx context.Context, legs *tunnel.Config) error {
 	if err != nil {
 		return err
 	}
-	settings := signer.Config{Store: d.store, Open: d.config.Tokens.open, Audit: d.audit, Log: d.log, PollEvery: pollEvery}
+	settings := signer.Config{
+		Store: d.store, Open: d.config.Tokens.open, Audit: timedAudit{d.audit, d.metrics.append},
+		Observer: d.metrics, Log: d.log, PollEvery: pollEvery,
+	}
 	d.config.Sessions.apply(&settings)
 	d.config.Repetitions.apply(&settings)
 	if d.signer, err = signer.New(settings); err != nil {
+		return errors.Join(err, control.Close())
+	}
+	onlookers, err := d.config.Observe.listen()
+	if err != nil {
 		return errors.Join(err, control.Close())
 	}
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM, syscall.SIGINT)
@@ -108,17 +133,12 @@ func (d *daemon) run(ctx context.Context, legs *tunnel.Config) error {
 		}
 	}()
 	d.log.Info("serving", "bridge", legs.Bridge, "legs", d.config.Bridge.IdleConnections, "database", d.config.database(), "control", d.config.socket())
-	err = d.signer.Serve(ctx, d.accept)
+	entrance := d.entrance()
+	end := d.show(ctx, onlookers)
+	defer end()
+	err = d.signer.Serve(ctx, entrance.accept)
 	d.log.Info("stopped", "sessions", d.listener.Stats().Accepted)
 	return errors.Join(err, d.listener.Close())
-}
-
-func (d *daemon) accept(ctx context.Context) (signer.Conn, error) {
-	conn, err := d.listener.Accept(ctx)
-	if err != nil {
-		return nil, err // not conn: a nil *tunnel.Conn would not be a nil Conn
-	}
-	return conn, nil
 }
 
 // reopenOnHangup has all tokens closed and opened again with each SIGHUP.
@@ -132,7 +152,9 @@ func (d *daemon) reopenOnHangup(ctx context.Context) {
 			case <-ctx.Done():
 				return
 			case <-hangups:
+				d.manager.Reloading("opening the tokens anew")
 				d.reopenAll(ctx)
+				d.manager.Ready(serving)
 			}
 		}
 	}()
@@ -154,7 +176,8 @@ func (d *daemon) reopenAll(ctx context.Context) {
 func (d *daemon) status() liveStatus {
 	stats := d.listener.Stats()
 	live := liveStatus{
-		PID: os.Getpid(), Started: d.started.UTC(), Signer: d.signer.Status(),
+		Troubles: d.recent.List(),
+		PID:      os.Getpid(), Started: d.started.UTC(), Signer: d.signer.Status(),
 		Bridge: bridgeStatus{
 			Address: d.config.Bridge.Address, Reachable: stats.Waiting > 0 || stats.Handshaking > 0,
 			Waiting: stats.Waiting, Connecting: stats.Connecting, Handshaking: stats.Handshaking,

@@ -6,6 +6,7 @@ import (
 	"chancery/access"
 	"chancery/internal/certfile"
 	"chancery/internal/cli"
+	"chancery/internal/observe"
 	"chancery/signer"
 )
 
@@ -42,6 +43,7 @@ func defaultConfig() *config {
 		},
 		Repetitions: repetitionsConfig{Window: 10 * time.Minute, Requests: 1 << 16, BytesPerUser: 32 << 20, Bytes: 128 << 20},
 		Passphrases: passphraseConfig{MinimumLength: access.DefaultMinPassphrase},
+		Observe:     observeConfig{CanaryDeadline: observe.DefaultDeadline},
 		Log:         cli.Logging{Level: "info", Format: "text"},
 	}
 }

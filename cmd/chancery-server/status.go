@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"chancery/internal/cli"
+	"chancery/internal/observe"
 	"chancery/signer"
 	"chancery/users"
 )
@@ -42,6 +43,7 @@ type liveStatus struct {
 	Signer  signer.Status `json:"signer"`
 
 	Certificates certificateStatus `json:"certificates"`
+	Troubles     []observe.Trouble `json:"troubles"` // the last warnings and errors, the latest first
 }
 
 type bridgeStatus struct {
@@ -129,6 +131,7 @@ func (s *liveStatus) fields() []field {
 		{"bridge", s.Bridge.sentence()},
 		{"sessions", fmt.Sprintf("%d open, %d requests in flight, %d since the start, %d handshakes refused", s.Signer.Sessions, s.Signer.InFlight, s.Bridge.Accepted, s.Bridge.Refused)},
 	}
+	fields = append(fields, field{"queue", s.queue()})
 	if s.Signer.Audit != "" {
 		fields = append(fields, field{"audit log", "NOT WRITABLE, so that nothing is signed: " + plain(s.Signer.Audit)})
 	}
@@ -143,7 +146,31 @@ func (s *liveStatus) fields() []field {
 		}
 		fields = append(fields, field{"token", text})
 	}
+	for _, t := range s.Troubles {
+		fields = append(fields, field{"trouble", describeTrouble(t)})
+	}
 	return fields
+}
+
+// queue tells who waits for what.
+func (s *liveStatus) queue() string {
+	text := fmt.Sprintf("%d requests wait for room, %d passphrases are checked and %d wait for that, %d signatures are in a token",
+		s.Signer.Queued, s.Signer.Derivations.Running, s.Signer.Derivations.Waiting, s.Signer.Signing)
+	if s.Signer.Store.Error != "" {
+		text += "; the database cannot be read since " + moment(s.Signer.Store.Good) + ": " + plain(s.Signer.Store.Error)
+	}
+	return text
+}
+
+func describeTrouble(t observe.Trouble) string {
+	text := moment(t.Time) + " " + t.Message
+	if t.Session != "" {
+		text += " session=" + t.Session
+	}
+	if t.Details != "" {
+		text += " " + t.Details
+	}
+	return plain(text)
 }
 
 func (b *bridgeStatus) sentence() string {

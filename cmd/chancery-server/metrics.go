@@ -1,0 +1,212 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"chancery/audit"
+	"chancery/internal/certfile"
+	"chancery/internal/cli"
+	"chancery/internal/observe"
+	"chancery/signer"
+	"chancery/token"
+	"chancery/tunnel"
+	"chancery/tunnel/wire"
+)
+
+// metrics counts what no status tells.
+type metrics struct {
+	requests     *prometheus.CounterVec
+	answered     *prometheus.HistogramVec
+	signatures   *prometheus.CounterVec
+	inToken      *prometheus.HistogramVec
+	derivation   prometheus.Histogram
+	derivingWait prometheus.Histogram
+	refused      *prometheus.CounterVec
+	append       prometheus.Histogram
+	batch        prometheus.Histogram
+	batchRecords prometheus.Histogram
+	auditFailed  prometheus.Counter
+	canaries     *prometheus.CounterVec
+	canaryTook   prometheus.Histogram
+}
+
+var (
+	// From a signature in software to one that waits for its deadline.
+	requestBuckets = []float64{.0005, .001, .002, .005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 30}
+	batchBuckets   = []float64{1, 2, 4, 8, 16, 32, 64, 128, 256, 512}
+)
+
+// succeeded is the code of requests that did.
+const succeeded = "ok"
+
+func newMetrics() *metrics {
+	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+	}
+	seconds := func(name, help string) prometheus.Histogram {
+		return prometheus.NewHistogram(prometheus.HistogramOpts{Name: name, Help: help, Buckets: requestBuckets})
+	}
+	secondsBy := func(name, help string, labels ...string) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: requestBuckets}, labels)
+	}
+	return &metrics{
+		requests:     counters("chancery_server_requests_total", "Requests by kind and the code of the answer.", "kind", "code"),
+		answered:     secondsBy("chancery_server_request_seconds", "From a request's arrival to its answer.", "kind"),
+		signatures:   counters("chancery_server_signatures_total", "Signatures asked from tokens, each of a batch by itself.", "algorithm", "scheme", "outcome"),
+		inToken:      secondsBy("chancery_server_token_seconds", "What one signature took in the token.", "algorithm"),
+		derivation:   seconds("chancery_server_derivation_seconds", "What one passphrase's Argon2id took."),
+		derivingWait: seconds("chancery_server_derivation_wait_seconds", "How long passphrases waited for a place among those being derived."),
+		refused:      counters("chancery_server_sessions_refused_total", "Sessions that were closed without being served.", "reason"),
+		append:       seconds("chancery_server_audit_append_seconds", "From handing a record to the audit log until it was durable."),
+		batch:        seconds("chancery_server_audit_batch_seconds", "What writing one batch and making it durable took."),
+		batchRecords: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "chancery_server_audit_batch_records", Help: "Records that shared one batch.", Buckets: batchBuckets,
+		}),
+		auditFailed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "chancery_server_audit_failures_total", Help: "Batches of audit records that could not be written.",
+		}),
+		canaries:   counters("chancery_server_canary_total", "Signatures of the canary key.", "outcome"),
+		canaryTook: seconds("chancery_server_canary_seconds", "What one signature of the canary took, with any unlock."),
+	}
+}
+
+// Answered implements signer.Observer.
+func (m *metrics) Answered(kind string, code wire.Code, took time.Duration) {
+	if code == "" {
+		code = succeeded
+	}
+	m.requests.WithLabelValues(kind, string(code)).Inc()
+	m.answered.WithLabelValues(kind).Observe(took.Seconds())
+}
+
+// Signed implements signer.Observer.
+func (m *metrics) Signed(algorithm token.Algorithm, scheme wire.Scheme, took time.Duration, err error) {
+	if scheme == wire.SchemeDefault {
+		scheme = "default"
+	}
+	m.signatures.WithLabelValues(string(algorithm), string(scheme), outcome(err)).Inc()
+	m.inToken.WithLabelValues(string(algorithm)).Observe(took.Seconds())
+}
+
+// Derived implements signer.Observer.
+func (m *metrics) Derived(waited, took time.Duration) {
+	m.derivingWait.Observe(waited.Seconds())
+	m.derivation.Observe(took.Seconds())
+}
+
+// Refused implements signer.Observer.
+func (m *metrics) Refused(reason signer.Refusal) { m.refused.WithLabelValues(string(reason)).Inc() }
+
+// committed is for audit.Config.
+func (m *metrics) committed(records int, took time.Duration, err error) {
+	if err != nil {
+		m.auditFailed.Inc()
+		return
+	}
+	m.batch.Observe(took.Seconds())
+	m.batchRecords.Observe(float64(records))
+}
+
+// sang counts one run of the canary.
+func (m *metrics) sang(took time.Duration, err error) {
+	m.canaries.WithLabelValues(outcome(err)).Inc()
+	m.canaryTook.Observe(took.Seconds())
+}
+
+func outcome(err error) string {
+	if err != nil {
+		return "failed"
+	}
+	return succeeded
+}
+
+// timedAudit measures how long records take to be durable.
+type timedAudit struct {
+	*audit.Log
+	took prometheus.Observer
+}
+
+// Append implements signer.AuditLog.
+func (t timedAudit) Append(ctx context.Context, r audit.Record) (audit.Position, error) {
+	began := time.Now()
+	position, err := t.Log.Append(ctx, r)
+	t.took.Observe(time.Since(began).Seconds())
+	return position, err
+}
+
+// state is one moment of the daemon.
+type state struct {
+	signer signer.Status
+	legs   tunnel.Stats
+	expiry certfile.Expiry
+	now    time.Time
+}
+
+// registry holds all metrics of the server.
+func (m *metrics) registry(take func() state) *prometheus.Registry {
+	version, commit, toolchain := cli.Built()
+	registry := observe.NewRegistry(observe.Build{Program: program, Version: version, Commit: commit, Go: toolchain})
+	registry.MustRegister(m.requests, m.answered, m.signatures, m.inToken, m.derivation, m.derivingWait, m.refused,
+		m.append, m.batch, m.batchRecords, m.auditFailed, m.canaries, m.canaryTook)
+	s := observe.NewSnapshot(take)
+	addWork(s)
+	addTokens(s)
+	addLegs(s)
+	s.Gauge("chancery_server_store_revision", "Revision of the store's state in force.", func(s state) float64 { return float64(s.signer.Revision) })
+	s.Gauge("chancery_server_store_age_seconds", "Since the store was last read without an error: as old is the state in force.", func(s state) float64 {
+		if s.signer.Store.Good.IsZero() {
+			return 0
+		}
+		return s.now.Sub(s.signer.Store.Good).Seconds()
+	})
+	s.CertificateDays("chancery_server_certificate_remaining_days", func(s state) certfile.Expiry { return s.expiry })
+	registry.MustRegister(s)
+	return registry
+}
+
+func addWork(s *observe.Snapshot[state]) {
+	s.Gauge("chancery_server_sessions", "Open sessions.", func(s state) float64 { return float64(s.signer.Sessions) })
+	s.Gauge("chancery_server_requests_in_flight", "Requests being served.", func(s state) float64 { return float64(s.signer.InFlight) })
+	s.Gauge("chancery_server_requests_queued", "Requests that were read and wait for room among those in flight.", func(s state) float64 { return float64(s.signer.Queued) })
+	s.Gauge("chancery_server_signatures_in_token", "Signatures asked from tokens and not yet made.", func(s state) float64 { return float64(s.signer.Signing) })
+	s.Gauges("chancery_server_derivations", "Passphrases being turned into access keys.", []string{"state"}, func(s state) []observe.Value {
+		return []observe.Value{
+			{Number: float64(s.signer.Derivations.Running), Labels: []string{"running"}},
+			{Number: float64(s.signer.Derivations.Waiting), Labels: []string{"waiting"}},
+		}
+	})
+	s.Gauge("chancery_server_audit_writable", "1 unless the last write of the audit log failed, and nothing is signed.", func(s state) float64 { return float64(number(s.signer.Audit == "")) })
+}
+
+func addTokens(s *observe.Snapshot[state]) {
+	s.Gauges("chancery_server_token_state", "1 for the state that a registered token is in, 0 for the others.", []string{"token", "state"}, func(s state) (values []observe.Value) {
+		for _, t := range s.signer.Tokens {
+			for _, name := range []string{signer.StateOpening, signer.StateReady, signer.StateAbsent} {
+				values = append(values, observe.Value{Number: float64(number(t.State == name)), Labels: []string{t.Name, name}})
+			}
+		}
+		return values
+	})
+	s.Gauges("chancery_server_token_refused_keys", "Keys whose public half on the token is not the registered one.", []string{"token"}, func(s state) (values []observe.Value) {
+		for _, t := range s.signer.Tokens {
+			values = append(values, observe.Value{Number: float64(len(t.Refused)), Labels: []string{t.Name}})
+		}
+		return values
+	})
+}
+
+func addLegs(s *observe.Snapshot[state]) {
+	s.Gauges("chancery_server_legs", "Connections to the bridge that are not yet sessions.", []string{"state"}, func(s state) []observe.Value {
+		return []observe.Value{
+			{Number: float64(s.legs.Waiting), Labels: []string{"waiting"}},
+			{Number: float64(s.legs.Connecting), Labels: []string{"connecting"}},
+			{Number: float64(s.legs.Handshaking), Labels: []string{"handshaking"}},
+		}
+	})
+	s.Counter("chancery_server_sessions_total", "Sessions since the start, those refused among them.", func(s state) float64 { return float64(s.legs.Accepted) })
+	s.Counter("chancery_server_handshakes_refused_total", "Inner handshakes with clients that failed.", func(s state) float64 { return float64(s.legs.Refused) })
+	s.Counter("chancery_server_bridge_failures_total", "Tries to wait at the bridge that failed, and waits that broke off.", func(s state) float64 { return float64(s.legs.Failed) })
+}
