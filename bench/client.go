@@ -22,11 +22,12 @@ type clients struct {
 	tunnel   *tunnel.Config
 	wire     []*wireClient
 	library  *client.Client
+	unlocked map[string]*client.Key // of library
 	idle     []*tunnel.Conn
 }
 
 func newClientTasks(_ context.Context, settings *json.Decoder) (tasks, error) {
-	c := &clients{}
+	c := &clients{unlocked: make(map[string]*client.Key)}
 	if err := settings.Decode(&c.settings); err != nil {
 		return nil, err
 	}
@@ -130,7 +131,11 @@ func (c *clients) libraryRate(ctx context.Context, o order) (answer, error) {
 	return a, err
 }
 
+// libraryKey returns a key, unlocked once.
 func (c *clients) libraryKey(ctx context.Context, name string) (*client.Key, error) {
+	if key, done := c.unlocked[name]; done {
+		return key, nil
+	}
 	if c.library == nil {
 		library, err := client.Connect(ctx, &client.Config{Tunnel: c.tunnel, InFlight: 64, BatchSize: 100})
 		if err != nil {
@@ -141,7 +146,11 @@ func (c *clients) libraryKey(ctx context.Context, name string) (*client.Key, err
 	if err := c.library.Unlock(ctx, name, []byte(c.settings.Passphrase)); err != nil {
 		return nil, err
 	}
-	return c.library.Key(ctx, name)
+	key, err := c.library.Key(ctx, name)
+	if err == nil {
+		c.unlocked[name] = key
+	}
+	return key, err
 }
 
 // connect opens connections, one after another on each of Parallel goroutines.

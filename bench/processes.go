@@ -8,10 +8,10 @@ import (
 	"time"
 )
 
-// usage is the processor time that processes used during some slices.
+// usage is the processor time that processes used for some signatures.
 type usage struct {
-	used    map[string]time.Duration
-	elapsed time.Duration
+	used  map[string]time.Duration
+	count int
 }
 
 func (u *usage) add(more usage) {
@@ -21,22 +21,33 @@ func (u *usage) add(more usage) {
 	for name, d := range more.used {
 		u.used[name] += d
 	}
-	u.elapsed += more.elapsed
+	u.count += more.count
 }
 
-// parts returns each process's part of one core.
-func (u *usage) parts() map[string]float64 {
-	parts := make(map[string]float64)
+// each returns the microseconds of processor time that each process used for one signature.
+func (u *usage) each() map[string]float64 {
+	each := make(map[string]float64)
 	for name, d := range u.used {
-		parts[name] = d.Seconds() / u.elapsed.Seconds()
+		each[name] = micros(d) / float64(u.count)
 	}
-	return parts
+	return each
+}
+
+// watched has a worker carry out an order and returns what that cost the processes.
+func (s *stage) watched(w *worker, o order, processes map[string]int) (answer, usage) {
+	before := s.cpuTimes(processes)
+	a := w.do(o)
+	used := s.cpuTimes(processes)
+	for name := range used {
+		used[name] -= before[name]
+	}
+	return a, usage{used: used, count: a.Count}
 }
 
 // clockTick is the unit of /proc/PID/stat, the same on all of Linux's common platforms.
 const clockTick = 10 * time.Millisecond
 
-func cpuTimes(s *stage, processes map[string]int) map[string]time.Duration {
+func (s *stage) cpuTimes(processes map[string]int) map[string]time.Duration {
 	times := make(map[string]time.Duration)
 	for name, pid := range processes {
 		used, err := cpuTime(pid)
@@ -44,14 +55,6 @@ func cpuTimes(s *stage, processes map[string]int) map[string]time.Duration {
 		times[name] = used
 	}
 	return times
-}
-
-func usageSince(s *stage, processes map[string]int, before map[string]time.Duration, elapsed time.Duration) usage {
-	now := cpuTimes(s, processes)
-	for name := range now {
-		now[name] -= before[name]
-	}
-	return usage{used: now, elapsed: elapsed}
 }
 
 // cpuTime reads user and system time of a process (proc(5)).

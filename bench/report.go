@@ -90,26 +90,27 @@ func (r *Results) signatureTables(b *strings.Builder) {
 		a := &r.Signatures[i]
 		var rows [][]string
 		for _, f := range a.Raw {
-			rows = append(rows, []string{"raw token, " + f.Load, fmt.Sprintf("%.0f", f.Median), spread(f.Slices, "%.0f"), "", "", "", ""})
+			rows = append(rows, []string{"raw token, " + f.Load, fmt.Sprintf("%.0f", f.Median), spread(f.Slices, "%.0f"), "", cost(f, "raw"), "", "", ""})
 		}
 		for _, f := range a.Chain {
 			rows = append(rows, []string{f.Load, fmt.Sprintf("%.0f", f.Median), spread(f.Slices, "%.0f"), fmt.Sprintf("**%.2f**", f.Ratio),
-				cores(f, "client"), cores(f, "bridge"), cores(f, "server")})
+				"", cost(f, "client"), cost(f, "bridge"), cost(f, "server")})
 		}
 		table(b, titles[a.Algorithm]+": signatures a second",
-			[]string{"load", "median", "quartiles", "of raw, " + a.BestRaw, "client's cores", "bridge's", "server's"}, rows)
+			[]string{"load", "median", "quartiles", "of raw, " + a.BestRaw, "CPU µs each: token alone", "client", "bridge", "server"}, rows)
 	}
 }
 
-func cores(f Figure, process string) string { return fmt.Sprintf("%.2f", f.CPU[process]) }
+func cost(f Figure, process string) string { return fmt.Sprintf("%.0f", f.CPU[process]) }
 
 func (r *Results) variantTable(b *strings.Builder) {
 	var rows [][]string
 	for _, v := range r.Variants {
-		rows = append(rows, []string{titles[v.Algorithm], v.Figure.Load, v.Variant, fmt.Sprintf("%.0f", v.Figure.Median), spread(v.Figure.Slices, "%.0f"), fmt.Sprintf("%.2f", v.Figure.Ratio)})
+		rows = append(rows, []string{titles[v.Algorithm], v.Figure.Load, v.Variant, fmt.Sprintf("%.0f", v.Figure.Median), spread(v.Figure.Slices, "%.0f"), fmt.Sprintf("%.2f", v.Figure.Ratio),
+			cost(v.Figure, "client"), cost(v.Figure, "bridge"), cost(v.Figure, "server")})
 	}
 	if len(rows) > 0 {
-		table(b, "Signatures a second by configuration", []string{"key", "load", "configuration", "median", "quartiles", "of " + asInstalled}, rows)
+		table(b, "Signatures a second by configuration", []string{"key", "load", "configuration", "median", "quartiles", "of " + asInstalled, "CPU µs each: client", "bridge", "server"}, rows)
 	}
 }
 

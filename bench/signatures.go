@@ -2,6 +2,8 @@ package main
 
 import (
 	"fmt"
+
+	"chancery/e2e/lab"
 )
 
 // load is one way of asking for signatures.
@@ -47,40 +49,51 @@ type Figure struct {
 	Median float64
 	Ratio  float64            `json:",omitempty"` // to the best raw figure of the same repetition; the median
 	Ratios []float64          `json:",omitempty"`
-	CPU    map[string]float64 `json:",omitempty"` // part of one core that each process used
+	CPU    map[string]float64 `json:",omitempty"` // microseconds of processor time that each process used for one signature
 }
 
-// measureSignatures takes turns: a slice of the raw token, a slice of the chain,
+// measureSignatures takes turns: a slice of the chain, a slice of the raw token,
 // and so on through all loads, as often as there are repetitions.
 func measureSignatures(s *stage, r *Results) {
 	for _, algorithm := range s.options.keys {
 		s.say("  %s", titles[algorithm])
 		result := AlgorithmResult{Algorithm: algorithm, Raw: figures(rawLoads), Chain: figures(chainLoads)}
-		cpu := make([]usage, len(chainLoads))
+		chainCPU, rawCPU := make([]usage, len(chainLoads)), make([]usage, len(rawLoads))
 		for repetition := range s.repetitions + 1 {
-			warm := repetition > 0 // the first round only warms up
+			count := repetition > 0 // the first round only warms up
 			for i := range max(len(rawLoads), len(chainLoads)) {
 				if i < len(chainLoads) {
-					used, rate := s.chainSlice(chainLoads[i].order, algorithm)
-					if warm {
-						result.Chain[i].Slices = append(result.Chain[i].Slices, rate)
-						cpu[i].add(used)
-					}
+					s.signSlice(s.client, chainLoads[i].order, algorithm, &result.Chain[i], &chainCPU[i], count)
 				}
 				if i < len(rawLoads) {
-					rate := s.rawSlice(rawLoads[i].order, algorithm)
-					if warm {
-						result.Raw[i].Slices = append(result.Raw[i].Slices, rate)
-					}
+					s.signSlice(s.raw, rawLoads[i].order, algorithm, &result.Raw[i], &rawCPU[i], count)
 				}
 			}
 		}
-		for i := range cpu {
-			result.Chain[i].CPU = cpu[i].parts()
+		for i := range chainCPU {
+			result.Chain[i].CPU = chainCPU[i].each()
+		}
+		for i := range rawCPU {
+			result.Raw[i].CPU = rawCPU[i].each()
 		}
 		result.finish()
 		r.Signatures = append(r.Signatures, result)
 	}
+}
+
+// signSlice measures one slice of one load.
+func (s *stage) signSlice(w *worker, o order, key string, f *Figure, cpu *usage, count bool) {
+	o.Key, o.For = key, s.slice
+	processes := map[string]int{"raw": s.raw.pid}
+	if w == s.client {
+		processes = chainProcesses(s.chain, w)
+	}
+	a, used := s.watched(w, o, processes)
+	if !count {
+		return
+	}
+	f.Slices = append(f.Slices, a.rate())
+	cpu.add(used)
 }
 
 func figures(loads []load) []Figure {
@@ -91,18 +104,8 @@ func figures(loads []load) []Figure {
 	return out
 }
 
-func (s *stage) rawSlice(o order, key string) float64 {
-	o.Key, o.For = key, s.slice
-	return s.raw.do(o).rate()
-}
-
-// chainSlice measures one slice of the chain and what it cost its processes.
-func (s *stage) chainSlice(o order, key string) (usage, float64) {
-	o.Key, o.For = key, s.slice
-	processes := map[string]int{"client": s.client.pid, "bridge": s.chain.Bridge.Command.Process.Pid, "server": s.chain.Server.Command.Process.Pid}
-	before := cpuTimes(s, processes)
-	a := s.client.do(o)
-	return usageSince(s, processes, before, a.Elapsed), a.rate()
+func chainProcesses(l *lab.Lab, client *worker) map[string]int {
+	return map[string]int{"client": client.pid, "bridge": l.Bridge.Command.Process.Pid, "server": l.Server.Command.Process.Pid}
 }
 
 // finish computes medians and ratios. The best raw figure is the one with the

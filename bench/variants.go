@@ -1,5 +1,7 @@
 package main
 
+import "chancery/e2e/lab"
+
 // variant is one way to run the chain whose price is measured.
 type variant struct {
 	name          string
@@ -43,27 +45,29 @@ var variantLoads = []load{
 // of its own, and lets them take turns; those whose turn it isn't are idle.
 func measureVariants(s *stage, r *Results) {
 	all := variants(s.options)
-	clients := []*worker{s.client}
+	clients, chains := []*worker{s.client}, []*lab.Lab{s.chain}
 	for _, v := range all[1:] {
-		clients = append(clients, s.newClient(s.newChain(v)))
+		chain := s.newChain(v)
+		chains, clients = append(chains, chain), append(clients, s.newClient(chain))
 	}
 	for _, algorithm := range s.options.keys {
 		for _, l := range variantLoads {
 			o := l.order
 			o.Key, o.For = algorithm, s.slice
-			slices := make([][]float64, len(all))
+			slices, cpu := make([][]float64, len(all)), make([]usage, len(all))
 			for repetition := range s.repetitions + 1 {
 				for i := range all {
-					rate := clients[i].do(o).rate()
+					a, used := s.watched(clients[i], o, chainProcesses(chains[i], clients[i]))
 					if repetition > 0 {
-						slices[i] = append(slices[i], rate)
+						slices[i] = append(slices[i], a.rate())
+						cpu[i].add(used)
 					}
 				}
 			}
 			for i, v := range all {
 				shares := ratios(slices[i], slices[0])
 				r.Variants = append(r.Variants, VariantResult{Variant: v.name, Algorithm: algorithm,
-					Figure: Figure{Load: l.Name, Slices: slices[i], Median: median(slices[i]), Ratios: shares, Ratio: median(shares)}})
+					Figure: Figure{Load: l.Name, Slices: slices[i], Median: median(slices[i]), Ratios: shares, Ratio: median(shares), CPU: cpu[i].each()}})
 			}
 		}
 	}
