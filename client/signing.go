@@ -36,7 +36,7 @@ func (c *Client) sign(ctx context.Context, key string, body wire.RequestBody) (w
 // attempt returns errTooMany for a batch that is to be halved.
 func (s *signing) attempt(ctx context.Context) (wire.ResponseBody, error) {
 	reply, err := s.client.request(ctx, s.key, s.compose(ctx))
-	if _, many := s.body.(*wire.SignAll); many && outOfTime(err) {
+	if _, many := s.body.(*wire.SignAll); many && (outOfTime(err) || errors.Is(err, wire.NewError(wire.CodeBatchTooLarge))) {
 		return nil, errTooMany
 	}
 	var lost *lostError

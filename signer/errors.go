@@ -14,23 +14,26 @@ import (
 // What requests fail with, beside the errors of packages token, users and
 // access. The log shows them; toWire says what the peer learns.
 var (
-	errShuttingDown = errors.New("the server is shutting down")
-	errSlowFrame    = errors.New("a frame did not arrive in time")
-	errUnknownKey   = errors.New("no such key")
-	errVersion2     = errors.New("the key's algorithm is unknown to version 2 of the protocol")
-	errNotGranted   = errors.New("the key is not granted to the user")
-	errUserGone     = errors.New("the user was disabled or deleted")
-	errKeyDisabled  = errors.New("the key is disabled")
-	errExpired      = errors.New("the grant has expired")
-	errNotUnlocked  = errors.New("the key is not unlocked in this session")
-	errAlgorithm    = errors.New("the key cannot sign that way")
-	errLockedLater  = errors.New("the grant changed or the token was reopened since the unlock")
-	errOverloaded   = errors.New("too many unlocks are under way")
-	errConflict     = errors.New("the idempotency key was used for another request")
-	errDeadline     = errors.New("the request's own deadline has passed")
-	errPanicked     = errors.New("the handler panicked")
-	errUnaudited    = errors.New("the audit log cannot be written")
-	errUnlockFailed = errors.New("the unlock failed") // once the passphrase has been looked at
+	errShuttingDown  = errors.New("the server is shutting down")
+	errSlowFrame     = errors.New("a frame did not arrive in time")
+	errUnknownKey    = errors.New("no such key")
+	errVersion2      = errors.New("the key's algorithm is unknown to version 2 of the protocol")
+	errNotGranted    = errors.New("the key is not granted to the user")
+	errUserGone      = errors.New("the user was disabled or deleted")
+	errKeyDisabled   = errors.New("the key is disabled")
+	errExpired       = errors.New("the grant has expired")
+	errNotUnlocked   = errors.New("the key is not unlocked in this session")
+	errAlgorithm     = errors.New("the key cannot sign that way")
+	errLeaseEnded    = errors.New("the time of the unlock is over")
+	errBatchTooLarge = errors.New("no unlock of the grant is good for so many signatures")
+	errLeaseUsed     = errors.New("the signatures of the unlock are used up")
+	errLockedLater   = errors.New("the grant changed or the token was reopened since the unlock")
+	errOverloaded    = errors.New("too many unlocks are under way")
+	errConflict      = errors.New("the idempotency key was used for another request")
+	errDeadline      = errors.New("the request's own deadline has passed")
+	errPanicked      = errors.New("the handler panicked")
+	errUnaudited     = errors.New("the audit log cannot be written")
+	errUnlockFailed  = errors.New("the unlock failed") // once the passphrase has been looked at
 )
 
 // answers says which code the peer gets for which error, and which outcome the audit log
@@ -52,6 +55,10 @@ var answers = []struct {
 	{errKeyDisabled, wire.CodeKeyDisabled, ""},
 	{errExpired, wire.CodeGrantExpired, ""},
 	{errNotUnlocked, wire.CodeNotUnlocked, ""},
+	{errGuessing, wire.CodeBusy, "too_many_failures"},
+	{errLeaseEnded, wire.CodeNotUnlocked, "lease_ended"},
+	{errLeaseUsed, wire.CodeNotUnlocked, "lease_used"},
+	{errBatchTooLarge, wire.CodeBatchTooLarge, ""},
 	{errLockedLater, wire.CodeNotUnlocked, "unlock_gone"},
 	{errAlgorithm, wire.CodeAlgorithmMismatch, ""},
 	{access.ErrWrongPassphrase, wire.CodeWrongPassphrase, ""},

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"chancery/token"
 	"chancery/users"
@@ -240,6 +241,7 @@ type fakeStore struct {
 	keys     []users.Key
 	grants   []users.Grant
 	events   []string // what the ledger was told
+	failures []users.UnlockFailures
 }
 
 func (s *fakeStore) Snapshot(context.Context) (*users.Snapshot, error) {
@@ -275,4 +277,30 @@ func (s *fakeStore) ledger() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.events)
+}
+
+func (s *fakeStore) AddUnlockFailure(_ context.Context, userID, keyID int64, at time.Time) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := range s.failures {
+		if f := &s.failures[i]; f.UserID == userID && f.KeyID == keyID {
+			f.Count, f.Last = f.Count+1, at
+			return nil
+		}
+	}
+	s.failures = append(s.failures, users.UnlockFailures{UserID: userID, KeyID: keyID, Count: 1, Last: at})
+	return nil
+}
+
+func (s *fakeStore) ClearUnlockFailures(_ context.Context, userID, keyID int64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.failures = slices.DeleteFunc(s.failures, func(f users.UnlockFailures) bool { return f.UserID == userID && f.KeyID == keyID })
+	return nil
+}
+
+func (s *fakeStore) UnlockFailures(context.Context) ([]users.UnlockFailures, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.failures), s.fails
 }

@@ -33,6 +33,9 @@ func (t *session) sign(ctx context.Context, id uint64, request *wire.Sign) (wire
 	if err := t.server.recordable(); err != nil {
 		return nil, err
 	}
+	if err := t.spend(opened, 1); err != nil {
+		return nil, err
+	}
 	signature, err := t.perform(ctx, opened, j)
 	if err != nil {
 		return nil, err
@@ -56,6 +59,9 @@ func (t *session) signAll(ctx context.Context, id uint64, request *wire.SignAll)
 		return nil, err
 	}
 	if err := t.server.recordable(); err != nil {
+		return nil, err
+	}
+	if err := t.spend(opened, len(jobs)); err != nil {
 		return nil, err
 	}
 	signatures := make([]wire.Signature, len(jobs))

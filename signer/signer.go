@@ -102,6 +102,8 @@ type Config struct {
 	RefusalBurst       int           // default 20: refused requests of one user that are recorded one by one
 	RefusalEvery       time.Duration // default 10 s: beyond these, one of a user in this time, and the number of the others
 	FailurePause       time.Duration // default 1 s: after an unlock that failed, before the user's next one is looked at
+	FailureMax         time.Duration // default 5 min: to this grows what a fourth wrong passphrase for one key and every further one cost; beginning with twice FailurePause, it doubles
+	Lease              time.Duration // how long an unlock lasts where the grant does not say it; 0: as long as the session
 
 	// Signatures are kept for requests that repeat one by its idempotency key. Where a limit is
 	// reached, the user's oldest are forgotten, and for the last one those of the user who has
@@ -154,6 +156,7 @@ func (c Config) withDefaults() Config {
 	duration(&c.WriteTimeout, 30*time.Second)
 	duration(&c.DrainTimeout, 15*time.Second)
 	duration(&c.FailurePause, time.Second)
+	duration(&c.FailureMax, 5*time.Minute)
 	duration(&c.OpenTimeout, 30*time.Second)
 	duration(&c.ReopenMin, time.Second)
 	duration(&c.ReopenMax, 15*time.Second)
@@ -163,12 +166,14 @@ func (c Config) withDefaults() Config {
 
 // Server serves sessions. Make one with New and run it with Serve, once.
 type Server struct {
-	cfg      Config
-	log      *slog.Logger
-	snapshot atomic.Pointer[users.Snapshot]
-	watcher  atomic.Pointer[users.Watcher]
-	tokens   *tokens
-	refusals *refusals
+	cfg       Config
+	log       *slog.Logger
+	snapshot  atomic.Pointer[users.Snapshot]
+	catalogue atomic.Pointer[catalogue] // of the same, or for a moment of the next snapshot
+	watcher   atomic.Pointer[users.Watcher]
+	tokens    *tokens
+	refusals  *refusals
+	guesses   *guesses
 
 	repetitions *repetitions
 
@@ -208,6 +213,7 @@ func New(cfg Config) (*Server, error) {
 	}
 	s.refusals = newRefusals(&s.cfg, s.record)
 	s.repetitions = newRepetitions(&s.cfg)
+	s.guesses = newGuesses(&s.cfg)
 	return s, nil
 }
 
@@ -219,6 +225,7 @@ func (s *Server) Serve(ctx context.Context, accept AcceptFunc) error {
 	watching, stopWatching := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWatching()
 	changed := func(next *users.Snapshot) {
+		s.catalogue.Store(newCatalogue(next))
 		s.snapshot.Store(next)
 		s.tokens.update(watching, next)
 	}
@@ -228,6 +235,9 @@ func (s *Server) Serve(ctx context.Context, accept AcceptFunc) error {
 		return fmt.Errorf("signer: read the store: %w", err)
 	}
 	s.watcher.Store(watcher)
+	if err := s.guesses.load(ctx, time.Now()); err != nil {
+		return fmt.Errorf("signer: read the store: %w", err)
+	}
 	sessions, cancelSessions := context.WithCancelCause(watching)
 	defer cancelSessions(nil)
 	var running sync.WaitGroup

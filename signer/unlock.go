@@ -10,6 +10,7 @@ import (
 	"chancery/audit"
 	"chancery/token"
 	"chancery/tunnel/wire"
+	"chancery/users"
 )
 
 // unlocked is one key that this session opened, and by what.
@@ -20,6 +21,8 @@ type unlocked struct {
 	algorithm  token.Algorithm
 	home       *openToken
 	key        token.Key
+	keyID      int64
+	lease      *lease
 }
 
 // unlock opens a key with the user's passphrase. One user has one unlock looked
@@ -33,7 +36,10 @@ func (t *session) unlock(ctx context.Context, id uint64, request *wire.Unlock) (
 		return nil, fmt.Errorf("%w: %w", errOverloaded, err)
 	}
 	defer func() { <-t.peer.unlocking }()
-	keyID, opened, err := t.open(ctx, request)
+	opened, err := t.open(ctx, request)
+	if errors.Is(err, errGuessing) {
+		return nil, err
+	}
 	if err != nil {
 		sleep(t.serving, t.server.cfg.FailurePause) // hanging up does not cut it short
 		return nil, err
@@ -44,35 +50,55 @@ func (t *session) unlock(ctx context.Context, id uint64, request *wire.Unlock) (
 		return nil, err
 	}
 	t.mu.Lock()
-	t.unlocked[keyID] = opened
+	t.unlocked[opened.keyID] = opened
 	t.mu.Unlock()
 	t.log.Info("key unlocked", "key", request.Key, "grant", opened.grantID)
 	return &wire.UnlockReply{}, nil
 }
 
 // open goes from passphrase to key: authorise, derive, unwrap, log in, fetch.
-func (t *session) open(ctx context.Context, request *wire.Unlock) (int64, unlocked, error) {
+func (t *session) open(ctx context.Context, request *wire.Unlock) (unlocked, error) {
 	found, err := t.find(request.Key, time.Now())
 	if err != nil {
-		return 0, unlocked{}, errors.Join(err, t.pretend(ctx, request.Password))
+		return unlocked{}, errors.Join(err, t.pretend(ctx, request.Password))
 	}
-	derived, err := t.server.derive(ctx, request.Password, found.grant.Access.Parameters)
-	if err != nil {
-		return 0, unlocked{}, err
+	guessing := target{t.userID, found.key.ID}
+	if err := t.server.guesses.check(guessing, found.key.Name, time.Now()); err != nil {
+		return unlocked{}, err
 	}
-	pins, err := found.snapshot.Unwrap(found.grant, derived)
+	pins, err := t.unwrap(ctx, found, request.Password)
+	if errors.Is(err, access.ErrWrongPassphrase) {
+		t.server.guesses.failed(context.WithoutCancel(ctx), guessing, time.Now())
+	}
 	if err != nil {
-		return 0, unlocked{}, fmt.Errorf("%w: %w", errUnlockFailed, err)
+		return unlocked{}, err
 	}
 	defer pins.Clear()
 	home, key, err := t.server.tokens.unlock(ctx, found, pins)
 	if err != nil {
-		return 0, unlocked{}, fmt.Errorf("%w: %w", errUnlockFailed, err)
+		return unlocked{}, fmt.Errorf("%w: %w", errUnlockFailed, err)
 	}
-	return found.key.ID, unlocked{
-		grantID: found.grant.ID, generation: found.grant.Generation,
-		handle: found.key.Handle, algorithm: found.key.Algorithm, home: home, key: key,
+	t.server.guesses.succeeded(context.WithoutCancel(ctx), guessing)
+	return unlocked{
+		grantID: found.grant.ID, generation: found.grant.Generation, handle: found.key.Handle, algorithm: found.key.Algorithm,
+		home: home, key: key, keyID: found.key.ID, lease: t.server.newLease(found.grant, time.Now()),
 	}, nil
+}
+
+// unwrap opens the grant, whose PINs the caller clears.
+func (t *session) unwrap(ctx context.Context, found granted, passphrase wire.Secret) (users.PINs, error) {
+	derived, err := t.server.derive(ctx, passphrase, found.grant.Access.Parameters)
+	if errors.Is(err, errOverloaded) {
+		return users.PINs{}, err
+	}
+	var pins users.PINs
+	if err == nil {
+		pins, err = found.snapshot.Unwrap(found.grant, derived)
+	}
+	if err != nil {
+		return users.PINs{}, fmt.Errorf("%w: %w", errUnlockFailed, err)
+	}
+	return pins, nil
 }
 
 // pretend takes as long as deriving an access key that exists.
@@ -115,17 +141,21 @@ func (t *session) authorise(name string, now time.Time) (unlocked, error) {
 		return unlocked{}, errNotUnlocked
 	}
 	if opened.grantID != found.grant.ID || opened.generation != found.grant.Generation || opened.home.isClosed() {
-		t.forget(found.key.ID, opened)
+		t.forget(opened)
 		return unlocked{}, errLockedLater
+	}
+	if opened.lease.ended(now) {
+		t.forget(opened)
+		return unlocked{}, errLeaseEnded
 	}
 	return opened, nil
 }
 
 // forget drops what was unlocked, unless it has been unlocked anew.
-func (t *session) forget(keyID int64, opened unlocked) {
+func (t *session) forget(opened unlocked) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.unlocked[keyID].home == opened.home && t.unlocked[keyID].generation == opened.generation {
-		delete(t.unlocked, keyID)
+	if t.unlocked[opened.keyID].lease == opened.lease {
+		delete(t.unlocked, opened.keyID)
 	}
 }

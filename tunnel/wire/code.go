@@ -29,6 +29,7 @@ const (
 	CodeBusy              Code = "busy"
 	CodeShuttingDown      Code = "shutting_down"
 	CodeAuditUnavailable  Code = "audit_unavailable"
+	CodeBatchTooLarge     Code = "batch_too_large"
 
 	CodeIdempotencyConflict Code = "idempotency_conflict"
 	CodeDeadlineExceeded    Code = "deadline_exceeded"
@@ -92,6 +93,7 @@ var codes = []struct {
 	{CodeRequiresAdmin, advice{"this needs an administrator of the server; ask its operator", RetryNo, 0, ExitDenied}},
 	{CodeNoSuchUser, advice{"the server does not know this user; ask its operator", RetryNo, 0, ExitDenied}},
 	{CodeAuditUnavailable, advice{"the server cannot write its audit log and does not sign without it; try again, and ask its operator if it stays so", RetryLater, 2 * time.Second, ExitUnreachable}},
+	{CodeBatchTooLarge, advice{"your grant lets one unlock sign less than this request asks for; ask for fewer signatures at once", RetryNo, 0, ExitFailed}},
 	{CodeIdempotencyConflict, advice{"the idempotency key was used for another request; give each request a key of its own", RetryNo, 0, ExitFailed}},
 	{CodeDeadlineExceeded, advice{"the server could not sign within the time that the request allowed; try again, or allow more", RetryLater, time.Second, ExitUnreachable}},
 }

@@ -1,0 +1,63 @@
+package signer
+
+import (
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"chancery/tunnel/wire"
+	"chancery/users"
+)
+
+// lease is what one unlock is good for.
+type lease struct {
+	ends    time.Time // by the monotonic clock; zero: with the session
+	limited bool
+	total   int64 // signatures, where limited
+	left    atomic.Int64
+}
+
+// newLease begins a lease as the grant says, or else the configuration.
+func (s *Server) newLease(grant *users.Grant, now time.Time) *lease {
+	l := &lease{limited: grant.LeaseUses > 0, total: int64(grant.LeaseUses)}
+	l.left.Store(l.total)
+	lasts := grant.Lease
+	if lasts == 0 {
+		lasts = s.cfg.Lease
+	}
+	if lasts > 0 {
+		l.ends = now.Add(lasts)
+	}
+	return l
+}
+
+func (l *lease) ended(now time.Time) bool { return !l.ends.IsZero() && !now.Before(l.ends) }
+
+// take uses the lease for n signatures, or not at all. What a token then fails to sign is
+// used up all the same: nobody knows what it did.
+func (l *lease) take(n int) error {
+	if !l.limited {
+		return nil
+	}
+	if int64(n) > l.total {
+		return fmt.Errorf("%w: %d signatures in one request", errBatchTooLarge, n)
+	}
+	for {
+		left := l.left.Load()
+		if left < int64(n) {
+			return fmt.Errorf("%w: %d of %d are left, and %d are asked for", errLeaseUsed, left, l.total, n)
+		}
+		if l.left.CompareAndSwap(left, left-int64(n)) {
+			return nil
+		}
+	}
+}
+
+// spend takes n signatures off the lease of what was unlocked, which is forgotten where they are not there.
+func (t *session) spend(opened unlocked, n int) error {
+	err := opened.lease.take(n)
+	if err != nil && wire.CodeNotUnlocked == toWire(err, "").Code {
+		t.forget(opened)
+	}
+	return err
+}
