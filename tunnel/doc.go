@@ -20,6 +20,12 @@
 // [CertificateName]. Only TLS 1.3 is spoken, only the configured roots are
 // trusted, and no session is ever resumed.
 //
+// # Certificates at run time
+//
+// [Config.Settings] is asked for the newest certificates and revocation lists
+// before each handshake. A session lives on when they change; a server cuts
+// those of revoked clients with [Listener.CutRevoked].
+//
 // # End of stream
 //
 // Read returns io.EOF only after the peer's inner close_notify. A stream that

@@ -5,14 +5,35 @@
 //
 // # Life of a connection
 //
-// Each accepted connection has one goroutine for all its life. It runs the TLS
-// handshake and reads the hello under a deadline, then waits for a partner
-// while reading, so that a leg that closes is noticed at once, and finally
-// copies from its leg to its partner's.
+// Each accepted connection has a goroutine that runs the TLS handshake and
+// reads the hello under a deadline. Another one, whose stack is still small,
+// waits for a partner while reading, so that a leg that closes is noticed at
+// once, and finally copies from its leg to its partner's.
 //
 // A waiting server leg has nothing to say: one that sends or closes is dropped.
 // A waiting client's early bytes (its inner ClientHello) are kept, up to
 // 64 KiB, and flow to the server after pairing.
+//
+// # Strangers
+//
+// Until it has shown a valid certificate and said its hello a connection is a
+// guest in the door of its port, which has room for Config.MaxHandshakes. When
+// the door is full, a guest that has sent nothing for 250 ms, or else one that
+// the bridge has been waiting for and that came a second ago or earlier, makes
+// room for the next, the one that came first before others. An address (of
+// IPv6: a /64) with more guests than Config.MaxHandshakesPerAddress loses its
+// own silent ones first.
+//
+// The rate of new connections of each address is bounded by a token bucket.
+// Whoever shows a valid certificate gives the token back and makes the address
+// known for ten minutes, in which no connection from there is dropped for its
+// rate. Some 16 thousand addresses are remembered on each port.
+//
+// # Certificates
+//
+// Each handshake uses the newest of Config.Settings. A session outlives the
+// certificates that it began with, but not their revocation: CutRevoked ends
+// those that new revocation lists name.
 //
 // # Pairing
 //

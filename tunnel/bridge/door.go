@@ -15,7 +15,7 @@ import (
 // How long a connection is left alone before it may be shed for another one.
 const (
 	silentGrace  = 250 * time.Millisecond // without having sent a byte
-	stalledGrace = 2 * time.Second        // while the bridge waits for the rest
+	stalledGrace = time.Second            // while the bridge waits for the rest
 )
 
 // roomAgain is how soon at the latest a full door looks for room again.
