@@ -57,18 +57,29 @@ func (l *Live) Identity() *Identity { return l.current.Load() }
 // fit the CA that stays. It takes up to a quarter of a second where files
 // do not fit together.
 func (l *Live) Reload() error {
-	_, err := l.reload()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	previous := l.Identity()
+	next, seen, err := l.try(previous)
+	l.report(seen, next, err)
+	if err != nil {
+		next = l.onlyRevocations(previous)
+	}
+	if next != nil {
+		l.current.Store(next)
+	}
 	return err
 }
 
 // Watch follows the files until ctx is done, looking every interval
 // (DefaultInterval where it is not positive), and repeats the warnings once a
 // day. A set that cannot be used is logged once. changed, which may be nil, is
-// called after each change of Identity's result.
+// called once Identity returns another one, whoever loaded it.
 func (l *Live) Watch(ctx context.Context, interval time.Duration, changed func()) {
 	if interval <= 0 {
 		interval = DefaultInterval
 	}
+	known := l.Identity()
 	poll, daily := time.NewTicker(interval), time.NewTicker(day)
 	defer poll.Stop()
 	defer daily.Stop()
@@ -79,12 +90,14 @@ func (l *Live) Watch(ctx context.Context, interval time.Duration, changed func()
 		case <-daily.C:
 			l.warn(l.Identity().Warnings())
 		case <-poll.C:
-			before := l.Identity()
 			if l.due() {
-				_, _ = l.reload() // it logs what its caller would
+				_ = l.Reload() // it logs what its caller would
 			}
-			if l.Identity() != before && changed != nil {
-				changed()
+			if now := l.Identity(); now != known {
+				known = now
+				if changed != nil {
+					changed()
+				}
 			}
 		}
 	}
@@ -98,33 +111,22 @@ func (l *Live) due() bool {
 	return l.failed != "" || !l.seen.equal(look(l.files))
 }
 
-// reload returns whether Identity's result changed.
-func (l *Live) reload() (changed bool, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	previous := l.Identity()
-	var next *Identity
-	var before states
+// try loads the files, a few times where they do not fit together, and returns
+// what was seen of them before.
+func (l *Live) try(previous *Identity) (next *Identity, seen states, err error) {
 	for try := range tries {
 		if try > 0 {
 			time.Sleep(tryAgain)
 		}
-		before = look(l.files)
-		if next, err = l.load(previous); err == nil && !before.equal(look(l.files)) {
+		seen = look(l.files)
+		if next, err = l.load(previous); err == nil && !seen.equal(look(l.files)) {
 			err = errUnsteady
 		}
 		if err == nil {
 			break
 		}
 	}
-	l.report(before, next, err)
-	if err != nil {
-		next = l.onlyRevocations(previous)
-	}
-	if next != nil {
-		l.current.Store(next)
-	}
-	return next != nil, err
+	return next, seen, err
 }
 
 // load loads everything, keeping a key that has not changed.
