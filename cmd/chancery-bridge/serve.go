@@ -21,7 +21,7 @@ func (a *app) serveCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "serve", Short: "Serve until SIGTERM or SIGINT (the default)",
 		Long: "Serve until SIGTERM or SIGINT. Sessions in progress then have timeouts.drain to end; a second signal ends them at once.\n" +
-			"Certificates, key and revocation lists are loaded again when their files change.",
+			"Certificates, key and revocation lists are loaded again when their files change, at once with SIGHUP.",
 		Args: cli.Args(cobra.NoArgs),
 		RunE: func(command *cobra.Command, _ []string) error {
 			c, _, err := a.load()
@@ -60,12 +60,31 @@ func (c *config) serve(ctx context.Context) error {
 	// Once draining, the next signal has its usual effect.
 	context.AfterFunc(ctx, stop)
 	log.Info("listening", "clients", clients.Addr().String(), "servers", servers.Addr().String(), "allowed_servers", c.Servers)
+	reloadOnHangup(ctx, certificates, b)
 	go certificates.Watch(ctx, certfile.DefaultInterval, func() { b.CutRevoked() })
 	end := counted.show(ctx, onlookers, shown{b, certificates, log})
 	err = b.Serve(ctx, clients, servers)
 	end()
 	log.Info("stopped", "sessions", b.Stats().Paired)
 	return err
+}
+
+// reloadOnHangup loads the certificates at once with each SIGHUP.
+func reloadOnHangup(ctx context.Context, certificates *certfile.Live, b *bridge.Bridge) {
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	go func() {
+		defer signal.Stop(hangups)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-hangups:
+				_ = certificates.Reload() // it is logged there
+				b.CutRevoked()
+			}
+		}
+	}()
 }
 
 func listen(what, address string) (net.Listener, error) {
