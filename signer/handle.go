@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -15,7 +16,7 @@ import (
 // answer fills in the reply to one request, whatever happens.
 func (t *session) answer(ctx context.Context, r *reply, request *wire.Request, fault error) {
 	if request == nil {
-		t.log.Info("request not supported", "error", fault)
+		t.refusalLog().Info("request not supported", "error", fault)
 		r.response = wire.Response{Session: t.id, ID: requestID(fault), Body: &wire.UnsupportedReply{}}
 		if err := t.recordUnsupported(ctx, requestID(fault)); err != nil {
 			r.response.Body = toWire(err, "")
@@ -44,7 +45,7 @@ func (t *session) refuse(ctx context.Context, request *wire.Request, err error) 
 	}
 	key := clip(keyOf(request.Body))
 	failure := toWire(err, key)
-	log := t.log.With("request", request.ID, "kind", request.Body.Name(), "key", key, "code", string(failure.Code), "error", err)
+	log := t.refusalLog().With("request", request.ID, "kind", request.Body.Name(), "key", key, "code", string(failure.Code), "error", err)
 	if failure.Code == wire.CodeInternal {
 		log.Error("request failed")
 	} else {
@@ -52,6 +53,9 @@ func (t *session) refuse(ctx context.Context, request *wire.Request, err error) 
 	}
 	return failure
 }
+
+// refusalLog is for one line that the peer can cause again and again.
+func (t *session) refusalLog() *slog.Logger { return t.server.refusals.logger(t.userID, t.log) }
 
 // clip cuts a name that no key can have, so that a peer does not choose how much is
 // logged and answered.
@@ -66,7 +70,7 @@ func clip(name string) string {
 func (t *session) guard(work func() error) (err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			t.log.Error("panic while serving a request", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			t.refusalLog().Error("panic while serving a request", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
 			err = errPanicked
 		}
 	}()

@@ -68,11 +68,13 @@ func (t *session) canName(key *users.Key) bool {
 
 // listKeys lists what find would find, by ascending key ID.
 func (t *session) listKeys(now time.Time) (wire.ResponseBody, error) {
-	snapshot := t.server.snapshot.Load()
+	catalogue := t.server.catalogue.Load()
+	snapshot, described := catalogue.snapshot, catalogue.keys()
 	list := &wire.ListKeysReply{Keys: []wire.Key{}}
-	for _, key := range snapshot.Keys() {
-		if _, usable := snapshot.Usable(t.userID, key.ID, now); usable && t.canName(&key) {
-			list.Keys = append(list.Keys, describe(snapshot, &key))
+	for i := range snapshot.Keys() {
+		key := &snapshot.Keys()[i]
+		if _, usable := snapshot.Usable(t.userID, key.ID, now); usable && t.canName(key) {
+			list.Keys = append(list.Keys, described[key.ID].key)
 		}
 	}
 	return list, nil

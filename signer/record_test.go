@@ -6,9 +6,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -294,6 +296,37 @@ func TestAFloodOfRefusalsIsCounted(t *testing.T) {
 				t.Error("another user's refusal is not recorded")
 			}
 		})
+	}
+}
+
+func TestARepeatedRefusalIsNotLoggedWithoutEnd(t *testing.T) {
+	const burst, flood = 5, 100
+	w := newWorld(t, func(_ *world, cfg *Config) { cfg.RefusalBurst, cfg.RefusalEvery = burst, time.Hour })
+	w.awaitToken(StateReady)
+	first, second := w.connect("alice", true), w.connect("alice", true)
+	for i := range flood {
+		c := []*client{first, second}[i%2]
+		c.refused(signRequest("p999"), wire.CodeNoSuchKey)
+		c.write(wire.AppendFrame(nil, fmt.Appendf(nil, `{"session_id":"%s","request_id":7,"request":{"dance":{}}}`, c.session)))
+		want[*wire.UnsupportedReply](c, c.receive().Body)
+	}
+	w.connect("bob", true).refused(signRequest("p999"), wire.CodeNoSuchKey)
+	logs := w.logs.String()
+	lines := strings.Count(logs, "request refused") + strings.Count(logs, "request not supported")
+	if lines > burst+1 || !strings.Contains(logs, "user=bob request=0") {
+		t.Errorf("%d lines, or bob's is missing:\n%s", lines, logs)
+	}
+}
+
+func TestTheLogTellsHowManyLinesWereLeftOut(t *testing.T) {
+	logs := &lockedBuffer{}
+	r := newRefusals(&Config{RefusalBurst: 1, RefusalEvery: 20 * time.Millisecond}, nil)
+	log := slog.New(slog.NewTextHandler(logs, nil))
+	for deadline := time.Now().Add(patience); !strings.Contains(logs.String(), "similar_lines_left_out="); time.Sleep(time.Millisecond) {
+		r.logger(1, log).Info("refused")
+		if time.Now().After(deadline) {
+			t.Fatalf("logged:\n%s", logs)
+		}
 	}
 }
 

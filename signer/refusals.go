@@ -33,6 +33,8 @@ type refusals struct {
 type refused struct {
 	name    string
 	bucket  *rate.Limiter
+	lines   *rate.Limiter  // of the log
+	unsaid  int            // lines that were not logged
 	skipped map[string]int // by outcome: counted, not recorded
 	since   time.Time      // the first of these
 	timer   *time.Timer    // records them
@@ -54,11 +56,7 @@ func (r *refusals) record(ctx context.Context, userID int64, record audit.Record
 func (r *refusals) count(userID int64, record audit.Record) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	u, ok := r.users[userID]
-	if !ok {
-		u = &refused{bucket: rate.NewLimiter(rate.Every(r.cfg.RefusalEvery), r.cfg.RefusalBurst), skipped: make(map[string]int)}
-		r.users[userID] = u
-	}
+	u := r.of(userID)
 	if u.bucket.Allow() {
 		return false
 	}
@@ -73,6 +71,34 @@ func (r *refusals) count(userID int64, record audit.Record) bool {
 		u.timer = time.AfterFunc(r.cfg.RefusalEvery, func() { r.summarise(u) })
 	}
 	return true
+}
+
+// of returns what is known of a user. The caller holds the lock.
+func (r *refusals) of(userID int64) *refused {
+	u, ok := r.users[userID]
+	if !ok {
+		every := rate.Every(r.cfg.RefusalEvery)
+		u = &refused{bucket: rate.NewLimiter(every, r.cfg.RefusalBurst), lines: rate.NewLimiter(every, r.cfg.RefusalBurst), skipped: make(map[string]int)}
+		r.users[userID] = u
+	}
+	return u
+}
+
+// logger returns the log for one line about what a user may repeat at will, or, beyond as many lines as
+// there may be records, one that discards it. The next line that is logged tells how many were not.
+func (r *refusals) logger(userID int64, log *slog.Logger) *slog.Logger {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	u := r.of(userID)
+	if !u.lines.Allow() {
+		u.unsaid++
+		return slog.New(slog.DiscardHandler)
+	}
+	if u.unsaid > 0 {
+		log = log.With("similar_lines_left_out", u.unsaid)
+		u.unsaid = 0
+	}
+	return log
 }
 
 // summarise records what was only counted. Where that fails it is tried again later.

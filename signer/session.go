@@ -51,7 +51,7 @@ func (s *Server) serve(accepting, ctx context.Context, conn Conn) {
 	shared, ok := s.join(user.ID)
 	if !ok {
 		s.cfg.Observer.Refused(RefusedTooMany)
-		log.Warn("session refused: the user has too many", "limit", s.cfg.MaxSessionsPerUser)
+		s.refusals.logger(user.ID, log).Warn("session refused: the user has too many", "limit", s.cfg.MaxSessionsPerUser)
 		s.turnAway(conn, user.ID, "too_many_sessions", log)
 		closeConn(conn, log)
 		return
@@ -75,13 +75,13 @@ func (s *Server) identify(conn Conn, log *slog.Logger) (*users.User, bool) {
 	user, ok := s.snapshot.Load().User(conn.PeerName())
 	if !ok {
 		s.cfg.Observer.Refused(RefusedUnknownUser)
-		log.Warn("session refused: no such user")
+		s.refusals.logger(0, log).Warn("session refused: no such user")
 		s.turnAway(conn, 0, "unknown_user", log)
 		return nil, false
 	}
 	if user.Disabled {
 		s.cfg.Observer.Refused(RefusedDisabledUser)
-		log.Warn("session refused: the user is disabled")
+		s.refusals.logger(user.ID, log).Warn("session refused: the user is disabled")
 		s.turnAway(conn, user.ID, string(wire.CodeUserDisabled), log)
 		return nil, false
 	}
@@ -91,7 +91,7 @@ func (s *Server) identify(conn Conn, log *slog.Logger) (*users.User, bool) {
 // turnAway records that a connection became no session.
 func (s *Server) turnAway(conn Conn, userID int64, outcome string, log *slog.Logger) {
 	if err := s.recordTurnedAway(conn, userID, outcome); err != nil {
-		log.Error("a refused session could not be recorded", "error", err)
+		s.refusals.logger(userID, log).Error("a refused session could not be recorded", "error", err)
 	}
 }
 
@@ -149,7 +149,7 @@ func (t *session) read(ctx, reading context.Context) error {
 		if errors.Is(err, wire.ErrMalformed) {
 			return err
 		}
-		r := &reply{received: received, weight: t.server.requestWeight(len(frame)), ready: make(chan struct{})}
+		r := &reply{received: received, weight: t.server.requestWeight(len(frame) + t.server.replySize(t.userID, request)), ready: make(chan struct{})}
 		if err := t.admit(reading, r.weight); err != nil {
 			return t.endOfStream(ctx, reading, err)
 		}
@@ -208,10 +208,10 @@ func (t *session) endOfStream(ctx, reading context.Context, err error) error {
 }
 
 // requestWeight counts a request by what it makes the server hold: one for each
-// 16 KiB of its frame. A single request never exceeds a limit.
-func (s *Server) requestWeight(frame int) int64 {
+// 16 KiB of its frame and of a large reply. A single request never exceeds a limit.
+func (s *Server) requestWeight(size int) int64 {
 	const unit = 16 << 10
-	return int64(min(1+frame/unit, s.cfg.SessionRequests, s.cfg.ServerRequests))
+	return int64(min(1+size/unit, s.cfg.SessionRequests, s.cfg.ServerRequests))
 }
 
 // admit waits until the request fits into the session's, the user's and the
@@ -232,6 +232,12 @@ func (t *session) admit(ctx context.Context, weight int64) error {
 	return err
 }
 
+// makeRoom gives back what admit took of the user's and the server's limits.
+func (t *session) makeRoom(weight int64) {
+	t.server.requests.Release(weight)
+	t.peer.requests.Release(weight)
+}
+
 // start answers one request in a goroutine of its own. An unlock of a plain
 // version 2 peer is waited for, so that what was sent behind it finds its effect.
 func (t *session) start(ctx context.Context, r *reply, request *wire.Request, fault error) {
@@ -243,8 +249,9 @@ func (t *session) start(ctx context.Context, r *reply, request *wire.Request, fa
 		t.answer(ctx, r, request, fault)
 		t.server.observe(r, request)
 		t.server.inFlight.Add(-1)
-		t.server.requests.Release(r.weight)
-		t.peer.requests.Release(r.weight)
+		if !r.isLarge() {
+			t.makeRoom(r.weight)
+		}
 		close(r.ready)
 		if t.extended {
 			t.replies <- r

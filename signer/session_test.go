@@ -200,6 +200,46 @@ func TestAClientThatNeverReadsIsCutOff(t *testing.T) {
 	}
 }
 
+// TestListsThatNobodyReadsAreBounded asks for large lists on several connections and reads none.
+func TestListsThatNobodyReadsAreBounded(t *testing.T) {
+	for _, extended := range []bool{false, true} {
+		t.Run(fmt.Sprint("extended ", extended), func(t *testing.T) {
+			w := newWorld(t, func(w *world, cfg *Config) {
+				cfg.WriteTimeout = time.Second
+				cfg.SessionRequests, cfg.ServerRequests = 64, 64
+				w.store.keys[3].Certificates[0].Armored = strings.Repeat("x", 500<<10) // p256: a list weighs 32
+			})
+			idle := make([]*client, 3)
+			for i := range idle {
+				idle[i] = w.connect("alice", extended)
+				idle[i].send(&wire.ListKeys{})
+			}
+			w.eventually("room for no third list", func() bool { return w.server.Status().Queued == 1 })
+			w.eventually("the sessions to be cut off", func() bool { return w.server.Status().Sessions == 0 })
+			c := w.connect("alice", extended)
+			for range 5 {
+				want[*wire.ListKeysReply](c, c.call(&wire.ListKeys{}))
+			}
+		})
+	}
+}
+
+func TestTheListIsPutTogetherOncePerSnapshot(t *testing.T) {
+	w := newWorld(t)
+	w.awaitToken(StateReady)
+	first := w.server.catalogue.Load()
+	if &first.keys()[1].key.Certificates[0] != &first.keys()[1].key.Certificates[0] {
+		t.Error("the keys are described anew for each list")
+	}
+	c := w.connect("alice", true)
+	before := want[*wire.ListKeysReply](c, c.call(&wire.ListKeys{})).Keys
+	w.change(func(s *fakeStore) { s.keys[0].Disabled = true })
+	after := want[*wire.ListKeysReply](c, c.call(&wire.ListKeys{})).Keys
+	if len(after) != len(before)-1 {
+		t.Errorf("%d keys are listed, then %d", len(before), len(after))
+	}
+}
+
 func TestDeadlinesOfReading(t *testing.T) {
 	t.Run("idle", func(t *testing.T) {
 		w := newWorld(t, func(_ *world, cfg *Config) { cfg.IdleTimeout = 20 * time.Millisecond })

@@ -19,6 +19,10 @@ type reply struct {
 	ready    chan struct{}
 }
 
+// isLarge tells whether the reply counts against the user's and the server's limits until it is written. Small
+// ones are many, and the session's own limit is enough for them.
+func (r *reply) isLarge() bool { return r.weight > 1 }
+
 // isReady tells whether the reply can be written without waiting.
 func (r *reply) isReady() bool {
 	select {
@@ -58,6 +62,7 @@ type outbox struct {
 	frames  []byte
 	message []byte // reused
 	weight  int64
+	large   int64 // of it, of large replies
 }
 
 // collect appends the ready reply and those behind it that are ready too. It
@@ -67,6 +72,9 @@ func (t *session) collect(out *outbox, r *reply) *reply {
 		out.message = wire.AppendResponse(out.message[:0], &r.response, t.extended)
 		out.frames = wire.AppendFrame(out.frames, out.message)
 		out.weight += r.weight
+		if r.isLarge() {
+			out.large += r.weight
+		}
 		if len(out.frames) >= coalesce {
 			return nil
 		}
@@ -88,6 +96,7 @@ func (t *session) collect(out *outbox, r *reply) *reply {
 // flush writes and makes room for as many requests. A session that was aborted
 // writes nothing.
 func (t *session) flush(ctx context.Context, out *outbox) error {
+	defer func() { t.makeRoom(out.large); out.large = 0 }()
 	if t.aborted(ctx) {
 		return context.Cause(ctx)
 	}
@@ -118,10 +127,15 @@ func (t *session) writeDeadline(ctx context.Context) error {
 
 // discard waits for the handlers that are still running and drops their replies.
 func (t *session) discard(pending *reply) {
+	drop := func(r *reply) {
+		if <-r.ready; r.isLarge() {
+			t.makeRoom(r.weight)
+		}
+	}
 	if pending != nil {
-		<-pending.ready
+		drop(pending)
 	}
 	for r := range t.replies {
-		<-r.ready
+		drop(r)
 	}
 }
