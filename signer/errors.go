@@ -63,7 +63,7 @@ var answers = []struct {
 	{errAlgorithm, wire.CodeAlgorithmMismatch, ""},
 	{access.ErrWrongPassphrase, wire.CodeWrongPassphrase, ""},
 	{users.ErrPINRejected, wire.CodeTokenPINRejected, ""},
-	{users.ErrFinalTry, wire.CodeTokenLocked, ""},
+	{users.ErrFinalTry, wire.CodeTokenFinalTry, ""},
 	{token.ErrPINIncorrect, wire.CodeTokenPINRejected, ""},
 	{token.ErrPINLocked, wire.CodeTokenLocked, ""},
 	{token.ErrTokenAbsent, wire.CodeTokenAbsent, ""},

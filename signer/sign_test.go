@@ -10,6 +10,7 @@ import (
 	_ "crypto/sha512"
 	"errors"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -94,6 +95,26 @@ func TestWhatDoesNotFitTheKeyIsRefused(t *testing.T) {
 	c.refused(&wire.Sign{Key: "p256", Digest: wire.Digest{Algorithm: wire.SHA512, Hex: digestOf(wire.SHA256, "").Hex}}, wire.CodeDigestInvalid)
 	c.refused(&wire.Sign{Key: "p256", Digest: wire.Digest{Algorithm: wire.SHA256, Hex: "zz"}}, wire.CodeDigestInvalid)
 	want[*wire.SignReply](c, c.call(&wire.Sign{Key: "ed25519", Message: []byte{}}))
+}
+
+// TestABadDigestIsToldAsSuch: whatever is wrong with a digest, the answer on the wire is the same code, of a batch too.
+func TestABadDigestIsToldAsSuch(t *testing.T) {
+	w := newWorld(t)
+	c := w.unlockedClient("p256", "rsa2048")
+	good := digestOf(wire.SHA256, "text")
+	for name, text := range map[string]string{
+		"not hexadecimal": strings.Repeat("zz", 32), "half a byte": good.Hex[1:], "a byte less": good.Hex[2:],
+		"a byte more": good.Hex + "00", "of another function": digestOf(wire.SHA512, "text").Hex, "empty": "",
+	} {
+		bad := wire.Digest{Algorithm: wire.SHA256, Hex: text}
+		for _, key := range []string{"p256", "rsa2048"} {
+			for _, request := range []wire.RequestBody{&wire.Sign{Key: key, Digest: bad}, &wire.SignAll{Key: key, Digests: []wire.Digest{good, bad}}} {
+				if got := c.refused(request, wire.CodeDigestInvalid); got.Retry != wire.RetryNo || !strings.Contains(got.Message, string(wire.SHA256)+" digest") {
+					t.Errorf("%s: %+v", name, got)
+				}
+			}
+		}
+	}
 }
 
 func TestABatchKeepsItsOrder(t *testing.T) {

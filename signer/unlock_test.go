@@ -146,11 +146,11 @@ func TestAPINThatTheTokenRejectedIsNotSentAgain(t *testing.T) {
 }
 
 func TestNoPINIsSentToATokenAboutToLock(t *testing.T) {
-	for name, state := range map[string]token.PINState{"final try": {FinalTry: true}, "locked": {Locked: true}} {
-		t.Run(name, func(t *testing.T) {
+	for code, state := range map[wire.Code]token.PINState{wire.CodeTokenFinalTry: {FinalTry: true}, wire.CodeTokenLocked: {Locked: true}} {
+		t.Run(string(code), func(t *testing.T) {
 			w := newWorld(t, func(w *world, _ *Config) { w.token.pinState = state })
 			w.awaitToken(StateReady)
-			w.connect("alice", true).refused(unlockRequest("p256", passphrase), wire.CodeTokenLocked)
+			w.connect("alice", true).refused(unlockRequest("p256", passphrase), code)
 			if tries := w.token.sent(); len(tries) != 0 {
 				t.Errorf("the token saw %q", tries)
 			}

@@ -33,6 +33,7 @@ const (
 
 	CodeIdempotencyConflict Code = "idempotency_conflict"
 	CodeDeadlineExceeded    Code = "deadline_exceeded"
+	CodeTokenFinalTry       Code = "token_final_try"
 )
 
 // The failures that a plain version 2 server may name. Chancery's server never does.
@@ -96,6 +97,7 @@ var codes = []struct {
 	{CodeBatchTooLarge, advice{"your grant lets one unlock sign less than this request asks for; ask for fewer signatures at once", RetryNo, 0, ExitFailed}},
 	{CodeIdempotencyConflict, advice{"the idempotency key was used for another request; give each request a key of its own", RetryNo, 0, ExitFailed}},
 	{CodeDeadlineExceeded, advice{"the server could not sign within the time that the request allowed; try again, or allow more", RetryLater, time.Second, ExitUnreachable}},
+	{CodeTokenFinalTry, advice{"one more wrong PIN would lock the token that holds this key, so none is sent; ask the server's operator to log in once with the right one by the token's own tool, then unlock again", RetryNo, 0, ExitToken}},
 }
 
 // Codes returns every code in the order in which they were given out.
