@@ -22,7 +22,7 @@ const (
 	CodeBadSignature   wire.Code = "bad_signature"
 	CodeHandleMismatch wire.Code = "handle_mismatch"
 	CodeTooLarge       wire.Code = "too_large"
-	CodeSettings       wire.Code = "settings_invalid"
+	CodeSettings       wire.Code = "config_invalid"
 )
 
 // The codes of failures to connect, one for each tunnel.Kind.

@@ -95,16 +95,16 @@ func (a *app) load() (*config, string, error) {
 
 func (c *config) validate() error {
 	if len(c.Servers) == 0 {
-		return cli.Usage("servers is empty: name the signing servers that may register, as their certificates' Common Names have it")
+		return cli.Misconfigured("servers is empty: name the signing servers that may register, as their certificates' Common Names have it")
 	}
 	for _, name := range c.Servers {
 		if err := tunnel.ValidName(name); err != nil {
-			return cli.Usage("servers: %s", err)
+			return cli.Misconfigured("servers: %s", err)
 		}
 	}
 	for _, listen := range []struct{ key, address string }{{"listen.clients", c.Listen.Clients}, {"listen.servers", c.Listen.Servers}} {
 		if _, port, err := net.SplitHostPort(listen.address); err != nil || port == "" {
-			return cli.Usage("%s %q is not host:port or :port", listen.key, listen.address)
+			return cli.Misconfigured("%s %q is not host:port or :port", listen.key, listen.address)
 		}
 	}
 	if err := c.Limits.validate(); err != nil {
@@ -125,7 +125,7 @@ func (l limitsConfig) validate() error {
 		{"connection_rate", l.ConnectionRate}, {"connection_burst", l.ConnectionBurst}, {"waiting", l.Waiting}, {"sessions", l.Sessions}, {"sessions_per_client", l.SessionsPerClient},
 	} {
 		if limit.value < 1 {
-			return cli.Usage("limits.%s is %d: at least 1", limit.key, limit.value)
+			return cli.Misconfigured("limits.%s is %d: at least 1", limit.key, limit.value)
 		}
 	}
 	return nil
@@ -140,7 +140,7 @@ func (t timeoutsConfig) validate() error {
 		{"linger", t.Linger}, {"idle", t.Idle}, {"drain", t.Drain},
 	} {
 		if timeout.value <= 0 {
-			return cli.Usage("timeouts.%s is %s: more than 0, for example 10s", timeout.key, timeout.value)
+			return cli.Misconfigured("timeouts.%s is %s: more than 0, for example 10s", timeout.key, timeout.value)
 		}
 	}
 	return nil

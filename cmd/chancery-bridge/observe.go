@@ -25,7 +25,7 @@ type observeConfig struct {
 
 func (o observeConfig) validate() error {
 	if err := observe.Validate(o.Listen, o.UnsafeAnyAddress); err != nil {
-		return cli.Usage("observe.listen: %s", err)
+		return cli.Misconfigured("observe.listen: %s", err)
 	}
 	return nil
 }

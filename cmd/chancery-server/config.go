@@ -97,15 +97,15 @@ func (a *app) loadConfig() (*config, error) {
 func (c *config) validate() error {
 	switch {
 	case c.State.Directory == "":
-		return cli.Usage("state.directory is empty: name the directory of the database")
+		return cli.Misconfigured("state.directory is empty: name the directory of the database")
 	case !filepath.IsAbs(c.State.Directory):
-		return cli.Usage("state.directory %q is not an absolute path", c.State.Directory)
+		return cli.Misconfigured("state.directory %q is not an absolute path", c.State.Directory)
 	case c.Audit.Directory != "" && !filepath.IsAbs(c.Audit.Directory):
-		return cli.Usage("audit.directory %q is not an absolute path", c.Audit.Directory)
+		return cli.Misconfigured("audit.directory %q is not an absolute path", c.Audit.Directory)
 	case c.Audit.SegmentBytes < audit.MaxLine:
-		return cli.Usage("audit.segment_bytes is %d: at least %d, the length of one record", c.Audit.SegmentBytes, audit.MaxLine)
+		return cli.Misconfigured("audit.segment_bytes is %d: at least %d, the length of one record", c.Audit.SegmentBytes, audit.MaxLine)
 	case c.Passphrases.MinimumLength < 1 || c.Passphrases.MinimumLength > access.MaxPassphrase:
-		return cli.Usage("passphrases.minimum_length is %d, not 1 to %d", c.Passphrases.MinimumLength, access.MaxPassphrase)
+		return cli.Misconfigured("passphrases.minimum_length is %d, not 1 to %d", c.Passphrases.MinimumLength, access.MaxPassphrase)
 	}
 	if err := c.Tokens.validate(); err != nil {
 		return err
@@ -122,10 +122,10 @@ func (c *config) validate() error {
 // validateDaemon refuses what `serve` cannot work with.
 func (c *config) validateDaemon() error {
 	if _, port, err := net.SplitHostPort(c.Bridge.Address); err != nil || port == "" {
-		return cli.Usage("bridge.address %q is not host:port: name the bridge's port for servers, for example bridge.example.com:44333", c.Bridge.Address)
+		return cli.Misconfigured("bridge.address %q is not host:port: name the bridge's port for servers, for example bridge.example.com:44333", c.Bridge.Address)
 	}
 	if c.Bridge.IdleConnections < 1 {
-		return cli.Usage("bridge.idle_connections is %d: at least 1", c.Bridge.IdleConnections)
+		return cli.Misconfigured("bridge.idle_connections is %d: at least 1", c.Bridge.IdleConnections)
 	}
 	for _, file := range []struct{ key, path string }{
 		{"tls.ca_certificate", c.TLS.CACertificate},
@@ -133,7 +133,7 @@ func (c *config) validateDaemon() error {
 		{"tls.private_key", c.TLS.PrivateKey},
 	} {
 		if file.path == "" {
-			return cli.Usage("%s is not set: 'chancery-server pki' makes certificates for those who have none", file.key)
+			return cli.Misconfigured("%s is not set: 'chancery-server pki' makes certificates for those who have none", file.key)
 		}
 	}
 	return nil

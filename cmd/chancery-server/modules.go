@@ -22,7 +22,7 @@ type tokensConfig struct {
 func (c tokensConfig) validate() error {
 	for _, path := range c.Modules {
 		if !filepath.IsAbs(path) {
-			return cli.Usage("tokens.modules: %q is not an absolute path", path)
+			return cli.Misconfigured("tokens.modules: %q is not an absolute path", path)
 		}
 	}
 	return nil

@@ -18,14 +18,14 @@ type repetitionsConfig struct {
 
 func (r repetitionsConfig) validate() error {
 	if r.Window <= 0 {
-		return cli.Usage("repetitions.window is %s: more than 0, for example 10m", r.Window)
+		return cli.Misconfigured("repetitions.window is %s: more than 0, for example 10m", r.Window)
 	}
 	for _, limit := range []struct {
 		key   string
 		value int
 	}{{"requests", r.Requests}, {"bytes_per_user", r.BytesPerUser}, {"bytes", r.Bytes}} {
 		if limit.value < 1 {
-			return cli.Usage("repetitions.%s is %d: at least 1", limit.key, limit.value)
+			return cli.Misconfigured("repetitions.%s is %d: at least 1", limit.key, limit.value)
 		}
 	}
 	return nil

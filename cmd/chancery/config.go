@@ -117,8 +117,8 @@ func (a *app) load() (*config, error) {
 	}
 	for _, needed := range []struct{ key, value string }{{"bridge.address", c.Bridge.Address}, {"server.hostname", c.Server.Hostname}} {
 		if needed.value == "" {
-			e := cli.Usage("%s is not configured", needed.key)
-			e.Code, e.Hint = "config_invalid", hint
+			e := cli.Misconfigured("%s is not configured", needed.key)
+			e.Hint = hint
 			return nil, e
 		}
 	}
@@ -128,29 +128,29 @@ func (a *app) load() (*config, error) {
 func (c *config) validate() error {
 	if c.Bridge.Address != "" {
 		if host, port, err := net.SplitHostPort(c.Bridge.Address); err != nil || host == "" || port == "" {
-			return invalid("bridge.address %q is not host:port", c.Bridge.Address)
+			return cli.Misconfigured("bridge.address %q is not host:port", c.Bridge.Address)
 		}
 	}
 	if host := c.bridgeName(); host != "" && sameHost(host, c.Server.Hostname) {
-		return invalid("server.hostname %q is the bridge's host name too, so that the bridge's certificate would pass as the server's; give the server a certificate for a name of its own", c.Server.Hostname)
+		return cli.Misconfigured("server.hostname %q is the bridge's host name too, so that the bridge's certificate would pass as the server's; give the server a certificate for a name of its own", c.Server.Hostname)
 	}
 	for _, timeout := range []struct {
 		key   string
 		value time.Duration
 	}{{"connect", c.Timeouts.Connect}, {"request", c.Timeouts.Request}, {"busy", c.Timeouts.Busy}} {
 		if timeout.value <= 0 {
-			return invalid("timeouts.%s is %s: more than 0, for example 15s", timeout.key, timeout.value)
+			return cli.Misconfigured("timeouts.%s is %s: more than 0, for example 15s", timeout.key, timeout.value)
 		}
 	}
 	if c.Enroll.MinPassphrase < 1 {
-		return invalid("enroll.min_passphrase is %d: at least 1", c.Enroll.MinPassphrase)
+		return cli.Misconfigured("enroll.min_passphrase is %d: at least 1", c.Enroll.MinPassphrase)
 	}
 	for table, key := range c.Keys {
 		if sum, err := hex.DecodeString(key.Handle); err != nil || len(sum) != 0 && len(sum) != 32 {
-			return invalid("keys.%s.handle is not 64 hexadecimal digits; 'key show' prints the handle", table)
+			return cli.Misconfigured("keys.%s.handle is not 64 hexadecimal digits; 'key show' prints the handle", table)
 		}
 		if key.PassphraseFile != "" && key.PassphraseCredential != "" {
-			return invalid("keys.%s: give the passphrase by file or by credential, not both", table)
+			return cli.Misconfigured("keys.%s: give the passphrase by file or by credential, not both", table)
 		}
 	}
 	_, err := c.Log.Logger(os.Stderr)
@@ -181,12 +181,6 @@ func plainHost(host string) string {
 		return address.String()
 	}
 	return strings.ToLower(strings.TrimSuffix(host, "."))
-}
-
-func invalid(format string, args ...any) error {
-	e := cli.Usage(format, args...)
-	e.Code = "config_invalid"
-	return e
 }
 
 // key returns what is configured for the key of this name. A table without a

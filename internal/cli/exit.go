@@ -44,6 +44,11 @@ func Usage(format string, args ...any) *Error {
 	return &Error{Exit: ExitUsage, Code: "usage", Message: fmt.Sprintf(format, args...)}
 }
 
+// Misconfigured returns an error for a configuration with a value that cannot be, or without one that is needed.
+func Misconfigured(format string, args ...any) *Error {
+	return &Error{Exit: ExitUsage, Code: "config_invalid", Message: fmt.Sprintf(format, args...)}
+}
+
 // Failed returns an error with a code for a failure that fits no other exit code.
 func Failed(code, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
@@ -63,7 +68,7 @@ func Run(root *cobra.Command, classify func(error) *Error) ExitCode {
 		return ExitDone
 	}
 	told := explain(err, classify)
-	if told.Exit == ExitUsage && told.Hint == "" {
+	if told.Code == "usage" && told.Hint == "" {
 		told.Hint = fmt.Sprintf("see '%s --help'", command.CommandPath())
 	}
 	report(os.Stderr, root.Name(), told, wantsJSON(command))

@@ -15,7 +15,7 @@ type Logging struct {
 func (l Logging) Logger(w io.Writer) (*slog.Logger, error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(l.Level)); err != nil {
-		return nil, Usage("log.level %q: not one of debug, info, warn, error", l.Level)
+		return nil, Misconfigured("log.level %q: not one of debug, info, warn, error", l.Level)
 	}
 	options := &slog.HandlerOptions{Level: level}
 	switch l.Format {
@@ -24,5 +24,5 @@ func (l Logging) Logger(w io.Writer) (*slog.Logger, error) {
 	case "json":
 		return slog.New(slog.NewJSONHandler(w, options)), nil
 	}
-	return nil, Usage("log.format %q: not one of text, json", l.Format)
+	return nil, Misconfigured("log.format %q: not one of text, json", l.Format)
 }
