@@ -81,7 +81,7 @@ func enabledUser(s *users.Snapshot, name string) (*users.User, error) {
 		return nil, fmt.Errorf("admin: user %q: %w", name, users.ErrNotFound)
 	}
 	if user.Disabled {
-		return nil, fmt.Errorf("%w: user %q: enable them first", ErrDisabled, name)
+		return nil, fmt.Errorf("%w %q: enable them first", ErrUserDisabled, name)
 	}
 	return user, nil
 }

@@ -36,10 +36,12 @@ import (
 var (
 	// ErrNotManager says that the actor holds no grant that allows this act.
 	ErrNotManager = errors.New("admin: not allowed")
-	// ErrExpired says that a grant has run out, or would have run out already when made.
+	// ErrExpired says that a grant has run out.
 	ErrExpired = errors.New("admin: expired")
-	// ErrDisabled says that the user or key concerned is disabled.
-	ErrDisabled = errors.New("admin: disabled")
+	// ErrKeyDisabled says that the key concerned is disabled.
+	ErrKeyDisabled = errors.New("admin: disabled key")
+	// ErrUserDisabled says that the user concerned, who acts or is granted something, is disabled.
+	ErrUserDisabled = errors.New("admin: disabled user")
 	// ErrLastManager says that nobody would be left to grant the key or to manage the token.
 	ErrLastManager = errors.New("admin: the last manager")
 	// ErrRequest says that the request contradicts itself or lacks something. A retry needs another request.

@@ -43,7 +43,7 @@ func (g GrantSpec) check(now time.Time) error {
 		return fmt.Errorf("%w: role %q is none of %s, %s and %s", ErrRequest, g.Role, users.RoleSigner, users.RoleManager, users.RoleTokenManager)
 	}
 	if !g.Expires.IsZero() && !g.Expires.After(now) {
-		return fmt.Errorf("%w: the grant would have run out on %s already", ErrExpired, g.Expires.UTC().Format(timeLayout))
+		return fmt.Errorf("%w: the grant would have run out on %s already", ErrRequest, g.Expires.UTC().Format(timeLayout))
 	}
 	return nil
 }
@@ -52,7 +52,7 @@ const timeLayout = "2006-01-02 15:04:05 MST"
 
 // AddGrant grants a key or a token to a user. A key is granted by one of its managers, a token by one of its token
 // managers. It needs no token, only the actor's passphrase. Errors: users.ErrExists when
-// the user holds a grant on it already; ErrNotManager, ErrExpired, ErrDisabled, ErrRequest, access.ErrWrongPassphrase.
+// the user holds a grant on it already; ErrNotManager, ErrExpired, ErrUserDisabled, ErrRequest, access.ErrWrongPassphrase.
 func (o *Office) AddGrant(ctx context.Context, actor Actor, spec GrantSpec, grantee Grantee) (users.Grant, error) {
 	spec.Expires = spec.Expires.Truncate(time.Second)
 	if err := spec.check(o.now()); err != nil {
@@ -164,7 +164,7 @@ func (o *Office) RevokeGrant(ctx context.Context, user string, target Target, fo
 			return err
 		}
 		if !force && o.isLastManager(s, grant) {
-			return fmt.Errorf("%w: user %q is the only one who manages %s: grant that to somebody else first, or use force", ErrLastManager, user, target)
+			return fmt.Errorf("%w: user %q is the only one who manages %s: grant that to somebody else first", ErrLastManager, user, target)
 		}
 		return o.Store.RevokeGrant(ctx, grant.ID)
 	})
@@ -183,7 +183,7 @@ func (o *Office) DeleteUser(ctx context.Context, name string, force bool) error 
 	}
 	for _, grant := range s.GrantsOf(user.ID) {
 		if !force && o.isLastManager(s, grant) {
-			return fmt.Errorf("%w: user %q is the only one who manages %s: grant that to somebody else first, or use force", ErrLastManager, name, targetOf(s, grant))
+			return fmt.Errorf("%w: user %q is the only one who manages %s: grant that to somebody else first", ErrLastManager, name, targetOf(s, grant))
 		}
 	}
 	return o.Store.DeleteUser(ctx, name)

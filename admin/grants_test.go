@@ -60,14 +60,14 @@ func TestAddGrantRefuses(t *testing.T) {
 		"key manager grants the token":     {actor: "dora", spec: GrantSpec{Target: hsm, Role: users.RoleTokenManager}, want: ErrNotManager},
 		"token manager grants a key":       {actor: "erik", spec: GrantSpec{Target: release, Role: users.RoleSigner}, want: ErrNotManager},
 		"unknown actor":                    {actor: "nobody", spec: GrantSpec{Target: release, Role: users.RoleSigner}, want: users.ErrNotFound},
-		"disabled actor":                   {actor: "yuri", spec: GrantSpec{Target: release, Role: users.RoleSigner}, want: ErrDisabled},
-		"disabled grantee":                 {spec: GrantSpec{Target: release, Role: users.RoleSigner}, grantee: typed("zoe", carolPass), want: ErrDisabled},
+		"disabled actor":                   {actor: "yuri", spec: GrantSpec{Target: release, Role: users.RoleSigner}, want: ErrUserDisabled},
+		"disabled grantee":                 {spec: GrantSpec{Target: release, Role: users.RoleSigner}, grantee: typed("zoe", carolPass), want: ErrUserDisabled},
 		"unknown grantee":                  {spec: GrantSpec{Target: release, Role: users.RoleSigner}, grantee: Grantee{User: "nobody", Enrolment: &access.Enrolment{User: "nobody", Key: carol.Enrolment.Key}}, want: users.ErrNotFound},
 		"unknown key":                      {spec: GrantSpec{Target: Target{Key: "none"}, Role: users.RoleSigner}, want: users.ErrNotFound},
 		"unknown token":                    {spec: GrantSpec{Target: Target{Token: "none"}, Role: users.RoleTokenManager}, want: users.ErrNotFound},
 		"held already":                     {spec: GrantSpec{Target: release, Role: users.RoleManager}, grantee: Grantee{User: "bob", Enrolment: &access.Enrolment{User: "bob", Key: carol.Enrolment.Key}}, want: users.ErrExists},
 		"to oneself":                       {spec: GrantSpec{Target: release, Role: users.RoleSigner}, grantee: Grantee{User: "alice"}, want: users.ErrExists},
-		"expired before it began":          {spec: GrantSpec{Target: release, Role: users.RoleSigner, Expires: time.Now().Add(-time.Minute)}, want: ErrExpired},
+		"expired before it began":          {spec: GrantSpec{Target: release, Role: users.RoleSigner, Expires: time.Now().Add(-time.Minute)}, want: ErrRequest},
 		"role of a token on a key":         {spec: GrantSpec{Target: release, Role: users.RoleTokenManager}, want: ErrRequest},
 		"role of a key on a token":         {spec: GrantSpec{Target: hsm, Role: users.RoleSigner}, want: ErrRequest},
 		"no such role":                     {spec: GrantSpec{Target: release, Role: "king"}, want: ErrRequest},
@@ -137,10 +137,10 @@ func TestGrantEnds(t *testing.T) {
 func TestDisabledUserAndKey(t *testing.T) {
 	s := newScene(t)
 	s.noError("disable", s.Store.SetKeyDisabled(s.ctx, "release", true))
-	s.wantError("disabled key", s.signs(s.alice), ErrDisabled)
+	s.wantError("disabled key", s.signs(s.alice), ErrKeyDisabled)
 	s.noError("enable", s.Store.SetKeyDisabled(s.ctx, "release", false))
 	s.noError("disable", s.Store.SetUserDisabled(s.ctx, "alice", true))
-	s.wantError("disabled user", s.signs(s.alice), ErrDisabled)
+	s.wantError("disabled user", s.signs(s.alice), ErrUserDisabled)
 	s.wantError("unknown key", signs(t, s.Office, s.alice, "none"), users.ErrNotFound)
 }
 

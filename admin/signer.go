@@ -30,7 +30,7 @@ var _ interface {
 
 // Signer logs in with the actor's grant on a key, of any role, for certifying or testing the
 // key at the server. All signatures end with ctx. Close it. Errors: ErrNotManager when the actor holds no grant
-// on it; ErrDisabled, ErrExpired; token.ErrMismatch when the token's key is not the registered one.
+// on it; ErrKeyDisabled, ErrUserDisabled, ErrExpired; token.ErrMismatch when the token's key is not the registered one.
 func (o *Office) Signer(ctx context.Context, actor Actor, name string) (*Signer, error) {
 	s, err := o.Store.Snapshot(ctx)
 	if err != nil {
@@ -41,7 +41,7 @@ func (o *Office) Signer(ctx context.Context, actor Actor, name string) (*Signer,
 		return nil, err
 	}
 	if key.Disabled {
-		return nil, fmt.Errorf("%w: key %q: enable it first", ErrDisabled, name)
+		return nil, fmt.Errorf("%w %q: enable it first", ErrKeyDisabled, name)
 	}
 	p, err := o.keyUser(s, actor, key)
 	if err != nil {

@@ -61,7 +61,7 @@ func TestEachTroubleIsToldApart(t *testing.T) {
 		"nobody listens":        {strings.ReplaceAll(good, l.Clients, unusedAddress(t)), sign, expectation{4, "bridge_unreachable", "reached"}},
 		"key and certificate":   {strings.ReplaceAll(good, "alice.key", "olga.key"), sign, expectation{2, "certificate_unusable", "does not belong"}},
 		"unknown configuration": {good + "\n[tl]\nx = 1\n", sign, expectation{2, "config_invalid", "tl"}},
-		"missing file":          {good, []string{"sign", "raw", "release", "nonesuch"}, expectation{1, "input_failed", "nonesuch"}},
+		"missing file":          {good, []string{"sign", "raw", "release", "nonesuch"}, expectation{1, "file_unreadable", "nonesuch"}},
 		"unknown hash":          {good, []string{"sign", "raw", "release", "document", "--hash", "md5"}, expectation{2, "usage", "md5"}},
 		"scheme of another key": {good, []string{"sign", "raw", "release", "document", "--scheme", "pss"}, expectation{2, "usage", "RSA"}},
 		"unwritable output":     {good, []string{"sign", "raw", "release", "document", "-o", "no/such/directory/out.sig"}, expectation{1, "output_failed", "no/such/directory"}},

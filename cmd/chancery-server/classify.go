@@ -16,6 +16,7 @@ import (
 	"chancery/internal/cli"
 	"chancery/pki"
 	"chancery/token"
+	"chancery/tunnel/wire"
 	"chancery/users"
 	"chancery/users/sqlite"
 )
@@ -28,19 +29,25 @@ type kind struct {
 	hint     string
 }
 
+// canceledHint is for a command that a signal stopped.
+const canceledHint = "look with 'list' or 'show' at what was done, then repeat"
+
 // restoreDatabase is what remains to do about a damaged database.
 const restoreDatabase = "stop the daemon and restore the database from its backup"
 
 var kinds = []kind{
-	{access.ErrWrongPassphrase, cli.ExitDenied, "wrong_passphrase", "each grant has its own passphrase: is it the one for this key or token?"},
-	{admin.ErrNotManager, cli.ExitDenied, "not_allowed", ""},
-	{admin.ErrExpired, cli.ExitDenied, "grant_expired", ""},
-	{admin.ErrDisabled, cli.ExitDenied, "disabled", ""},
-	{admin.ErrLastManager, cli.ExitFailed, "last_manager", ""},
-	{admin.ErrRequest, cli.ExitUsage, "bad_request", ""},
+	{context.Canceled, cli.ExitFailed, "canceled", canceledHint}, // whatever could not be had for that reason, such as a lock
 
-	{users.ErrFinalTry, cli.ExitToken, "pin_final_try", ""},
-	{users.ErrPINRejected, cli.ExitToken, "pin_rejected", ""},
+	{access.ErrWrongPassphrase, cli.ExitDenied, string(wire.CodeWrongPassphrase), "each grant has its own passphrase: is it the one for this key or token?"},
+	{admin.ErrNotManager, cli.ExitDenied, "not_allowed", ""},
+	{admin.ErrExpired, cli.ExitDenied, string(wire.CodeGrantExpired), ""},
+	{admin.ErrKeyDisabled, cli.ExitDenied, string(wire.CodeKeyDisabled), ""},
+	{admin.ErrUserDisabled, cli.ExitDenied, string(wire.CodeUserDisabled), ""},
+	{admin.ErrLastManager, cli.ExitFailed, "last_manager", "--yes does it all the same"},
+	{admin.ErrRequest, cli.ExitUsage, "usage", ""},
+
+	{users.ErrFinalTry, cli.ExitToken, string(wire.CodeTokenFinalTry), "log in once with the right PIN by the token's own tool, which sets its count back"},
+	{users.ErrPINRejected, cli.ExitToken, string(wire.CodeTokenPINRejected), ""},
 	{users.ErrNotFound, cli.ExitFailed, "not_found", "the list commands show the names; they are compared exactly"},
 	{users.ErrExists, cli.ExitFailed, "exists", "the list and show commands tell what is there; choose another name, or delete that first"},
 	{users.ErrInUse, cli.ExitFailed, "in_use", "delete what depends on it first"},
@@ -49,40 +56,39 @@ var kinds = []kind{
 	{users.ErrStale, cli.ExitUnreachable, "changed_meanwhile", "somebody else changed the same at this moment; try again"},
 
 	{token.ErrPINIncorrect, cli.ExitDenied, "pin_incorrect", "check the PIN before you try again: the token counts wrong ones, and a few lock it"},
-	{token.ErrPINLocked, cli.ExitToken, "pin_locked", "have the token's security officer set a new PIN with the token's own tool; then 'token repair-pin' wraps it for all grants"},
+	{token.ErrPINLocked, cli.ExitToken, string(wire.CodeTokenLocked), "have the token's security officer set a new PIN with the token's own tool; then 'token repair-pin' wraps it for all grants"},
 	{token.ErrPINInvalid, cli.ExitUsage, "pin_invalid", "choose another PIN; the token's manual says which it takes"},
-	{token.ErrTokenAbsent, cli.ExitToken, "token_absent", "is it plugged in, its service running, and the path right? 'token probe' shows what a module has"},
-	{token.ErrUnsupported, cli.ExitFailed, "unsupported", "choose what this token can do; 'token probe' lists the algorithms of a module's tokens"},
-	{token.ErrBusy, cli.ExitUnreachable, "token_busy", "try again; 'token add --max-sessions' bounds what the daemon takes"},
+	{token.ErrTokenAbsent, cli.ExitToken, string(wire.CodeTokenAbsent), "is it plugged in, its service running, and the path right? 'token probe' shows what a module has"},
+	{token.ErrUnsupported, cli.ExitFailed, "not_supported", "choose what this token can do; 'token probe' lists the algorithms of a module's tokens"},
+	{token.ErrBusy, cli.ExitUnreachable, string(wire.CodeTokenBusy), "try again; 'token add --max-sessions' bounds what the daemon takes"},
 	{token.ErrKeyExists, cli.ExitFailed, "key_exists", "'key adopt' registers a key that the token holds already"},
-	{token.ErrNoKey, cli.ExitFailed, "no_such_key", "'token show --keys' lists what the token holds"},
-	{token.ErrMismatch, cli.ExitFailed, "key_mismatch", "do not sign with it before you know who changed it; then restore the token's key, or 'key delete' and 'key adopt' it anew"},
-	{token.ErrLoginRequired, cli.ExitToken, "token_locked", "something logged the token out meanwhile; try again"},
+	{token.ErrNoKey, cli.ExitFailed, "key_absent", "'token show --keys' lists what the token holds"},
+	{token.ErrMismatch, cli.ExitFailed, string(wire.CodeKeyMismatch), "do not sign with it before you know who changed it; then restore the token's key, or 'key delete' and 'key adopt' it anew"},
+	{token.ErrLoginRequired, cli.ExitUnreachable, "login_required", "something logged the token out meanwhile; try again"},
 
 	{access.ErrEnrolment, cli.ExitUsage, "bad_enrolment", "have the user run 'chancery enroll' again and send the whole line"},
 	{access.ErrParameters, cli.ExitUsage, "bad_enrolment", "have the user run 'chancery enroll' again"},
 	{access.ErrMalformed, cli.ExitFailed, "database_damaged", restoreDatabase},
 
-	{openpgp.ErrOptions, cli.ExitUsage, "bad_request", ""},
-	{openpgp.ErrUnsupported, cli.ExitFailed, "unsupported", ""},
-	{x509cert.ErrSubject, cli.ExitUsage, "bad_request", ""},
-	{x509cert.ErrOptions, cli.ExitUsage, "bad_request", ""},
-	{x509cert.ErrUnsupported, cli.ExitFailed, "unsupported", ""},
+	{openpgp.ErrOptions, cli.ExitUsage, "usage", ""},
+	{openpgp.ErrUnsupported, cli.ExitFailed, "not_supported", ""},
+	{x509cert.ErrSubject, cli.ExitUsage, "usage", ""},
+	{x509cert.ErrOptions, cli.ExitUsage, "usage", ""},
+	{x509cert.ErrUnsupported, cli.ExitFailed, "not_supported", ""},
 	{x509cert.ErrCertificate, cli.ExitFailed, "certificate_invalid", "give one X.509 certificate in PEM (BEGIN CERTIFICATE)"},
 	{openpgp.ErrCertificate, cli.ExitFailed, "certificate_invalid", "give one public OpenPGP certificate in ASCII armour"},
 
 	{pki.ErrExists, cli.ExitFailed, "file_exists", "move it away first: nothing is overwritten"},
-	{pki.ErrRequest, cli.ExitUsage, "bad_request", ""},
+	{pki.ErrRequest, cli.ExitUsage, "usage", ""},
 	{pki.ErrCA, cli.ExitFailed, "ca_unusable", "name with --ca a directory that 'chancery-server pki init' made"},
 	{certfile.ErrUnusable, cli.ExitUsage, "certificate_unusable", "see the table [tls] of the configuration"},
 
-	{audit.ErrUnavailable, cli.ExitUnreachable, "audit_unavailable", "nothing is done without a record: make room on the disk of the audit log, or see what its error says, and try again"},
+	{audit.ErrUnavailable, cli.ExitUnreachable, string(wire.CodeAuditUnavailable), "nothing is done without a record: make room on the disk of the audit log, or see what its error says, and try again"},
 	{audit.ErrDamaged, cli.ExitFailed, "audit_damaged", "'audit verify' shows all that is wrong; restore the file from a backup, or move the directory away to begin a new log"},
 	{sqlite.ErrPermissions, cli.ExitFailed, "state_permissions", ""},
 	{sqlite.ErrSchema, cli.ExitFailed, "database_newer", "install the newer version"},
 	{syscall.ENOSPC, cli.ExitFailed, "disk_full", "make room; nothing half-done is left in the database"},
 	{context.DeadlineExceeded, cli.ExitUnreachable, "timeout", "try again"},
-	{context.Canceled, cli.ExitFailed, "interrupted", ""},
 }
 
 // classify turns the errors of all packages into what an operator meets.
@@ -103,6 +109,7 @@ var databaseKinds = map[int]kind{
 	5:  {exit: cli.ExitUnreachable, code: "database_busy", hint: "another process is changing the database; try again"},
 	6:  {exit: cli.ExitUnreachable, code: "database_busy", hint: "another process is changing the database; try again"},
 	8:  {exit: cli.ExitFailed, code: "state_unwritable", hint: "the database or its file system is read-only: mount it for writing, and run this as the user of the daemon"},
+	9:  {exit: cli.ExitFailed, code: "canceled", hint: canceledHint},
 	10: {exit: cli.ExitFailed, code: "disk_failed", hint: "look at the system's log for the disk's errors before you go on"},
 	11: {exit: cli.ExitFailed, code: "database_damaged", hint: restoreDatabase},
 	13: {exit: cli.ExitFailed, code: "disk_full", hint: "make room; nothing half-done is left in the database"},
@@ -131,5 +138,11 @@ func forPeople(err error) string { return plain(err.Error()) }
 func plain(text string) string {
 	text = strings.Join(strings.Fields(text), " ")
 	parts := slices.DeleteFunc(strings.Split(text, ": "), func(part string) bool { return slices.Contains(packageNames, part) })
-	return strings.Join(parts, ": ")
+	return endings.Replace(strings.Join(parts, ": "))
 }
+
+// endings are people's words for how a context ended.
+var endings = strings.NewReplacer(
+	context.DeadlineExceeded.Error(), "it took longer than it may",
+	context.Canceled.Error(), "the command was stopped before its end",
+)

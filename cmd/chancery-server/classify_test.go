@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
 
 	"chancery/access"
+	"chancery/admin"
 	"chancery/internal/cli"
 	"chancery/token"
 	"chancery/users"
@@ -20,11 +22,22 @@ func TestClassify(t *testing.T) {
 	}{
 		{fmt.Errorf("admin: user %q: %w", "alice", access.ErrWrongPassphrase), cli.ExitDenied, "wrong_passphrase", `user "alice": the passphrase does not open this grant`},
 		{fmt.Errorf("token %q: %w", "t", token.ErrTokenAbsent), cli.ExitToken, "token_absent", `token "t": absent`},
-		{fmt.Errorf("soft: login on token %q: %w", "t", token.ErrPINLocked), cli.ExitToken, "pin_locked", `login on token "t": PIN locked`},
+		{fmt.Errorf("soft: login on token %q: %w", "t", token.ErrPINLocked), cli.ExitToken, "token_locked", `login on token "t": PIN locked`},
 		{fmt.Errorf("x: %w", token.ErrBusy), cli.ExitUnreachable, "token_busy", "x: busy"},
 		{errors.Join(token.ErrPINIncorrect, users.ErrStale), cli.ExitUnreachable, "changed_meanwhile", "PIN incorrect users: changed meanwhile"},
 		{fmt.Errorf("users/sqlite: x: %w", result(13)), cli.ExitFailed, "disk_full", "x: result 13"},
 		{fmt.Errorf("users/sqlite: x: %w", result(5|2<<8)), cli.ExitUnreachable, "database_busy", "x: result 517"},
+		{fmt.Errorf("users/sqlite: x: %w", context.Canceled), cli.ExitFailed, "canceled", "x: the command was stopped before its end"},
+		{fmt.Errorf("soft: token %q: %w: %w", "t", token.ErrBusy, context.Canceled), cli.ExitFailed, "canceled", `token "t": busy: the command was stopped before its end`},
+		{fmt.Errorf("admin: token %q did not confirm: %w", "t", context.DeadlineExceeded), cli.ExitUnreachable, "timeout", `token "t" did not confirm: it took longer than it may`},
+		{fmt.Errorf("users/sqlite: x: %w", result(9)), cli.ExitFailed, "canceled", "x: result 9"},
+		{fmt.Errorf("token %q: %w", "t", users.ErrFinalTry), cli.ExitToken, "token_final_try", `token "t": the next wrong PIN locks the token`},
+		{fmt.Errorf("x: %w", users.ErrPINRejected), cli.ExitToken, "token_pin_rejected", "x: the token rejected this PIN earlier"},
+		{fmt.Errorf("x: %w", token.ErrNoKey), cli.ExitFailed, "key_absent", "x: no such key"},
+		{fmt.Errorf("x: %w", token.ErrLoginRequired), cli.ExitUnreachable, "login_required", "x: login required"},
+		{fmt.Errorf("x: %w", token.ErrUnsupported), cli.ExitFailed, "not_supported", "x: not supported by this token"},
+		{fmt.Errorf("%w %q", admin.ErrKeyDisabled, "k"), cli.ExitDenied, "key_disabled", `disabled key "k"`},
+		{fmt.Errorf("%w %q", admin.ErrUserDisabled, "u"), cli.ExitDenied, "user_disabled", `disabled user "u"`},
 		{errors.New("boom\n  and more"), cli.ExitFailed, "failed", "boom and more"},
 	} {
 		got := classify(test.err)

@@ -38,7 +38,7 @@ func TestParseExpiry(t *testing.T) {
 			t.Errorf("%q: %v, %v, want %v", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"tomorrow", "2026-11-22", "-1h", "0s", "2027-13-01", "30d"} {
+	for _, text := range []string{"tomorrow", "2026-11-22", "-1h", "0s", "400ms", "2027-13-01", "30d"} {
 		if got, err := parseExpiry(text, now); err == nil {
 			t.Errorf("%q: %v", text, got)
 		}

@@ -16,10 +16,10 @@ func parseExpiry(text string, now time.Time) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, cli.Usage("--expires %q: give a date (2027-01-31), a time (2027-01-31T12:00:00Z) or a duration (720h)", text)
 	}
-	if !expires.After(now) {
+	if expires = expires.UTC().Truncate(time.Second); !expires.After(now) {
 		return time.Time{}, cli.Usage("--expires %q lies in the past", text)
 	}
-	return expires.UTC().Truncate(time.Second), nil
+	return expires, nil
 }
 
 func readExpiry(text string, now time.Time) (time.Time, error) {

@@ -259,7 +259,7 @@ func sameKey(key *users.Key, public []byte) error {
 	if bytes.Equal(key.Public, public) {
 		return nil
 	}
-	e := cli.Failed("certificate_of_another_key", "the certificate is over another key than %q", key.Name)
+	e := cli.Failed("other_key", "the certificate is over another key than %q", key.Name)
 	e.Hint = "name the key that it was issued for"
 	return e
 }

@@ -31,6 +31,17 @@ var exitOf = map[wire.Code]cli.ExitCode{
 	client.CodeServerClosed:      cli.ExitDenied,
 }
 
+// bridgeStatuses are the bridge's answers that deny nobody anything: they end otherwise than exitOf says.
+var bridgeStatuses = []struct {
+	status tunnel.Status
+	exit   cli.ExitCode
+	code   wire.Code
+}{
+	{tunnel.StatusVersion, cli.ExitFailed, client.CodeBridgeRejected},
+	{tunnel.StatusRole, cli.ExitFailed, client.CodeBridgeRejected},
+	{tunnel.StatusMagic, cli.ExitFailed, client.CodeBridgeRejected},
+}
+
 // kinds are what a user meets for the sentinel errors of other packages.
 var kinds = []struct {
 	sentinel error
@@ -48,9 +59,9 @@ var kinds = []struct {
 	{openpgp.ErrRevoked, cli.ExitFailed, "revoked", "do not trust it; ask the key's owner which key replaces it"},
 	{openpgp.ErrMalformed, cli.ExitFailed, "signature_malformed", "is it the signature's file, whole and unchanged?"},
 	{openpgp.ErrText, cli.ExitFailed, "not_text", ""},
-	{openpgp.ErrCertificate, cli.ExitFailed, "openpgp_certificate", "'key export --format openpgp' writes one that can be used"},
+	{openpgp.ErrCertificate, cli.ExitFailed, "certificate_invalid", "'key export --format openpgp' writes one that can be used"},
 	{openpgp.ErrOptions, cli.ExitUsage, "usage", ""},
-	{openpgp.ErrUnsupported, cli.ExitFailed, "unsupported", "OpenPGP goes with RSA, with ECDSA on NIST curves and with Ed25519"},
+	{openpgp.ErrUnsupported, cli.ExitFailed, "not_supported", "OpenPGP goes with RSA, with ECDSA on NIST curves and with Ed25519"},
 	{access.ErrParameters, cli.ExitUsage, "usage", ""},
 }
 
@@ -82,6 +93,12 @@ func fromClient(e *client.Error) *cli.Error {
 		exit = cli.ExitCode(e.Code.Exit())
 	default:
 		exit = cli.ExitFailed
+	}
+	var dialed *tunnel.Error
+	for _, answer := range bridgeStatuses {
+		if e.Code == answer.code && errors.As(e.Err, &dialed) && dialed.Status == answer.status {
+			exit = answer.exit
+		}
 	}
 	message := e.Message
 	if e.Key != "" {

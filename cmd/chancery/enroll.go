@@ -98,18 +98,22 @@ func (a *app) printEnrolment(e access.Enrolment) error {
 func certificateUser(path string) (string, error) {
 	content, err := os.ReadFile(path)
 	if err != nil {
-		return "", &cli.Error{
-			Exit: cli.ExitUsage, Code: "certificate_unusable", Cause: err,
-			Message: fmt.Sprintf("cannot read your name from the certificate: %s", err), Hint: "give the name with --user",
-		}
+		return "", nameless(err)
 	}
 	block, _ := pem.Decode(content)
 	if block == nil || block.Type != "CERTIFICATE" {
-		return "", cli.Usage("%q does not begin with a certificate in PEM; give the name with --user", path)
+		return "", nameless(fmt.Errorf("%s does not begin with a certificate in PEM", quoted(path)))
 	}
 	certificate, err := x509.ParseCertificate(block.Bytes)
 	if err != nil {
-		return "", cli.Usage("the certificate in %q is damaged; give the name with --user", path)
+		return "", nameless(fmt.Errorf("the certificate in %s is damaged: %w", quoted(path), err))
 	}
 	return tunnel.CertificateName(certificate)
+}
+
+func nameless(err error) error {
+	return &cli.Error{
+		Exit: cli.ExitUsage, Code: "certificate_unusable", Cause: err,
+		Message: fmt.Sprintf("cannot read your name from the certificate: %s", err), Hint: "give the name with --user",
+	}
 }

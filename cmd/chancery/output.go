@@ -62,7 +62,7 @@ func (s *sink) vacant() error {
 	case err != nil:
 		return outputError(s.path, err)
 	case info.IsDir():
-		return cli.Failed("output_exists", "%q is a directory", s.path)
+		return cli.Failed("file_exists", "%q is a directory", s.path)
 	case !s.force:
 		return existsError(s.path)
 	}
@@ -70,7 +70,7 @@ func (s *sink) vacant() error {
 }
 
 func existsError(path string) error {
-	e := cli.Failed("output_exists", "%q exists already", path)
+	e := cli.Failed("file_exists", "%q exists already", path)
 	e.Hint = "replace it with --force, or write elsewhere with --output"
 	return e
 }

@@ -135,7 +135,7 @@ func openInput(path string) (io.ReadCloser, error) {
 }
 
 func inputError(path string, err error) error {
-	return &cli.Error{Exit: cli.ExitFailed, Code: "input_failed", Message: fmt.Sprintf("cannot read %q: %s", path, cause(err)), Cause: err}
+	return &cli.Error{Exit: cli.ExitFailed, Code: "file_unreadable", Message: fmt.Sprintf("cannot read %q: %s", path, cause(err)), Cause: err}
 }
 
 // gather adds to a first job what else is ready, up to one batch.

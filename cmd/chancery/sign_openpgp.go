@@ -188,7 +188,7 @@ func readSmall(path string, limit int64) ([]byte, error) {
 		return nil, inputError(path, err)
 	}
 	if int64(len(content)) > limit {
-		return nil, cli.Failed("input_failed", "%q is larger than %d bytes; is it the right file?", path, limit)
+		return nil, cli.Failed("file_too_large", "%q is larger than %d bytes; is it the right file?", path, limit)
 	}
 	return content, nil
 }

@@ -87,7 +87,7 @@ func (a *app) publicKey(ctx context.Context, file, name string) (crypto.PublicKe
 		return nil, err
 	}
 	if key.Public == nil {
-		return nil, cli.Failed("unsupported", "this program does not know keys of kind %q", key.Algorithm)
+		return nil, cli.Failed("not_supported", "this program does not know keys of kind %q", key.Algorithm)
 	}
 	return key.Public, nil
 }
@@ -98,7 +98,7 @@ func readPublicKey(path string) (crypto.PublicKey, error) {
 	if err != nil {
 		return nil, err
 	}
-	unusable := cli.Failed("key_unusable", "%q holds neither a public key nor an X.509 certificate in PEM", path)
+	unusable := cli.Failed("key_file_invalid", "%q holds neither a public key nor an X.509 certificate in PEM", path)
 	block, _ := pem.Decode(content)
 	if block == nil {
 		return nil, unusable
@@ -141,7 +141,7 @@ func (a *app) verifyRaw(ctx context.Context, options *rawOptions, public crypto.
 	}
 	der, err := x509.MarshalPKIXPublicKey(public)
 	if err != nil {
-		return cli.Failed("key_unusable", "the key has no form that can be named: %w", err)
+		return cli.Failed("not_supported", "the key has no form that can be named: %w", err)
 	}
 	handle := wire.Handle(der)
 	return a.good(verifiedView{Valid: true, Handle: handle, Hash: raw.HashName(d.Hash)}, "made by the key with handle %s", handle)
