@@ -152,7 +152,7 @@ func (c *Client) ensureUnlocked(ctx context.Context, conn *connection, key strin
 	if err := conn.unlock(ctx, key, passphrase); err != nil {
 		return 0, c.unlockFailure(key, err)
 	}
-	c.cfg.Log.Debug("unlocked again", "key", key)
+	c.cfg.Log.Debug("unlocked again", "session", conn.session.String(), "key", key)
 	return conn.unlocks.opened(key), nil
 }
 
