@@ -8,11 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 
 	"github.com/youmark/pkcs8"
+
+	"chancery/internal/credential"
 )
 
 // readKey reads the first private key of the key file, or returns the previous
@@ -125,25 +126,9 @@ func private(file *os.File) error {
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrUnusable, err)
 	}
-	if info.Mode().Perm()&0o077 == 0 || isCredential(file.Name()) {
+	if info.Mode().Perm()&0o077 == 0 || credential.Is(file.Name()) {
 		return nil
 	}
 	return fmt.Errorf("%w: the private key %q can be read or changed by others (mode %04o); run: chmod 600 %s",
 		ErrUnusable, file.Name(), info.Mode().Perm(), file.Name())
-}
-
-// isCredential tells whether a path lies, symbolic links resolved, in the
-// directory of systemd's credentials.
-func isCredential(path string) bool {
-	directory := os.Getenv("CREDENTIALS_DIRECTORY")
-	if directory == "" {
-		return false
-	}
-	directory, dirErr := filepath.EvalSymlinks(directory)
-	path, pathErr := filepath.EvalSymlinks(path)
-	if errors.Join(dirErr, pathErr) != nil {
-		return false
-	}
-	relative, err := filepath.Rel(directory, path)
-	return err == nil && filepath.IsLocal(relative)
 }

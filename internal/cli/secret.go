@@ -9,10 +9,14 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
+
+	"chancery/internal/credential"
 )
 
 // maxSecretSize bounds what is read as a secret, in bytes.
@@ -107,7 +111,24 @@ func (s *Secret) readFile(path string) ([]byte, error) {
 	if err != nil {
 		return nil, &Error{Exit: ExitUsage, Code: "secret_unreadable", Message: fmt.Sprintf("cannot read the %s: %s", s.What, err), Cause: err}
 	}
+	warnReadable(os.Stderr, f, s.What)
 	return s.readAll(f)
+}
+
+// warnReadable warns about a file whose secret other users may have read. A pipe, and a descriptor
+// under its name in /dev, is no file that stays.
+func warnReadable(w io.Writer, f *os.File, what string) {
+	info, err := f.Stat()
+	switch {
+	case err != nil, runtime.GOOS == "windows": // where permission bits say nothing
+		return
+	case !info.Mode().IsRegular(), info.Mode().Perm()&0o077 == 0:
+		return
+	case strings.HasPrefix(f.Name(), "/dev/"), strings.HasPrefix(f.Name(), "/proc/"), credential.Is(f.Name()):
+		return
+	}
+	fmt.Fprintf(w, "%s: warning: %s with the %s has mode %04o, so that other users of this machine may have read it; run: chmod 600 %s\n",
+		filepath.Base(os.Args[0]), Visible(f.Name()), Visible(what), info.Mode().Perm(), Visible(f.Name()))
 }
 
 func (s *Secret) readAll(f *os.File) ([]byte, error) {
