@@ -127,7 +127,7 @@ var attacks = map[string]func(*attackers){
 	},
 	"stopped in mid-handshake": func(a *attackers) {
 		hello := clientHello(a.t)
-		a.each(1500, a.w.bridge.ClientAddr, manyAddresses, func(conn net.Conn) {
+		a.each(1200, a.w.bridge.ClientAddr, manyAddresses, func(conn net.Conn) {
 			_, _ = conn.Write(hello)
 			hold(conn)
 		})
@@ -194,7 +194,7 @@ func dyingServers(a *attackers) {
 // what they do about the answers.
 func deafClients(a *attackers, read func(net.Conn)) {
 	cfg := a.w.Client(a.w.bridge, "mallory")
-	for range 8 {
+	for range 4 {
 		outer := rawOuter(a.t, cfg, tunnel.NewHello(tunnel.RoleClient))
 		_ = outer.SetDeadline(time.Time{})
 		readAck(a.t, outer)
