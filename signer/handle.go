@@ -28,6 +28,9 @@ func (t *session) answer(ctx context.Context, r *reply, request *wire.Request, f
 	defer cancel()
 	var body wire.ResponseBody
 	err := t.guard(func() (err error) {
+		if err := t.limit(ctx, r); err != nil {
+			return err
+		}
 		body, err = t.handle(ctx, request)
 		return err
 	})

@@ -28,6 +28,7 @@ type session struct {
 	peer     *peer
 	log      *slog.Logger
 	origin   *audit.Peer
+	excess   bool // beyond the user's limit; guarded by the server's mutex
 
 	serving  context.Context // ends when the server gives its sessions up, not with this one
 	cancel   context.CancelCauseFunc
@@ -48,7 +49,7 @@ func (s *Server) serve(accepting, ctx context.Context, conn Conn) {
 		closeConn(conn, log)
 		return
 	}
-	shared, ok := s.join(user.ID)
+	shared, excess, ok := s.join(user.ID)
 	if !ok {
 		s.cfg.Observer.Refused(RefusedTooMany)
 		s.refusals.logger(user.ID, log).Warn("session refused: the user has too many", "limit", s.cfg.MaxSessionsPerUser)
@@ -56,18 +57,18 @@ func (s *Server) serve(accepting, ctx context.Context, conn Conn) {
 		closeConn(conn, log)
 		return
 	}
-	defer s.leave(user.ID, shared)
 	serving := ctx
 	ctx, cancel := context.WithCancelCause(serving)
 	defer cancel(nil)
 	t := &session{
 		serving: serving,
 		server:  s, conn: conn, id: uuid.UUID(conn.Session()), extended: conn.Extended(),
-		userID: user.ID, user: user.Name, peer: shared, log: log, cancel: cancel, origin: origin(conn),
+		userID: user.ID, user: user.Name, peer: shared, excess: excess, log: log, cancel: cancel, origin: origin(conn),
 		requests: semaphore.NewWeighted(int64(s.cfg.SessionRequests)),
 		replies:  make(chan *reply, s.cfg.SessionRequests),
 		unlocked: make(map[int64]unlocked),
 	}
+	defer s.leave(t)
 	t.run(accepting, ctx)
 }
 
@@ -150,7 +151,7 @@ func (t *session) read(ctx, reading context.Context) error {
 			return err
 		}
 		r := &reply{received: received, weight: t.server.requestWeight(len(frame) + t.server.replySize(t.userID, request)), ready: make(chan struct{})}
-		if err := t.admit(reading, r.weight); err != nil {
+		if err := t.admit(reading, r); err != nil {
 			return t.endOfStream(ctx, reading, err)
 		}
 		t.start(ctx, r, request, err)
@@ -166,7 +167,7 @@ func (t *session) nextFrame(reading context.Context, frames *wire.Reader) ([]byt
 	if frames.Ready() {
 		return frames.Next()
 	}
-	if err := t.readDeadline(reading, t.server.cfg.IdleTimeout); err != nil {
+	if err := t.readDeadline(reading, t.idleTimeout()); err != nil {
 		return nil, err
 	}
 	if err := frames.Wait(); err != nil {
@@ -216,18 +217,18 @@ func (s *Server) requestWeight(size int) int64 {
 
 // admit waits until the request fits into the session's, the user's and the
 // server's limits. Meanwhile nothing is read, and the peer has to wait.
-func (t *session) admit(ctx context.Context, weight int64) error {
+func (t *session) admit(ctx context.Context, r *reply) error {
 	t.server.stalled.Add(1)
 	defer t.server.stalled.Add(-1)
-	if err := t.requests.Acquire(ctx, weight); err != nil {
+	if err := t.requests.Acquire(ctx, r.weight); err != nil {
 		return err
 	}
-	if err := t.peer.requests.Acquire(ctx, weight); err != nil {
+	if err := t.acquireRoom(ctx, r); err != nil || r.noRoom {
 		return err
 	}
-	err := t.server.requests.Acquire(ctx, weight)
+	err := t.server.requests.Acquire(ctx, r.weight)
 	if err != nil {
-		t.peer.requests.Release(weight)
+		t.peer.requests.Release(r.weight)
 	}
 	return err
 }
@@ -249,7 +250,7 @@ func (t *session) start(ctx context.Context, r *reply, request *wire.Request, fa
 		t.answer(ctx, r, request, fault)
 		t.server.observe(r, request)
 		t.server.inFlight.Add(-1)
-		if !r.isLarge() {
+		if !r.noRoom && !r.isLarge() {
 			t.makeRoom(r.weight)
 		}
 		close(r.ready)

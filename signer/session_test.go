@@ -288,20 +288,6 @@ func TestAnUnknownFailureIsInternal(t *testing.T) {
 	w.awaitLog("0xdeadbeef")
 }
 
-func TestSessionsPerUserAreLimited(t *testing.T) {
-	w := newWorld(t, func(_ *world, cfg *Config) { cfg.MaxSessionsPerUser = 2 })
-	first, second := w.connect("alice", true), w.connect("alice", true)
-	want[*wire.WhoAmIReply](first, first.call(&wire.WhoAmI{}))
-	want[*wire.WhoAmIReply](second, second.call(&wire.WhoAmI{}))
-	w.connect("alice", true).closed()
-	bob := w.connect("bob", true)
-	want[*wire.WhoAmIReply](bob, bob.call(&wire.WhoAmI{}))
-	second.conn.Close()
-	w.eventually("the session to end", func() bool { return w.server.Status().Sessions == 2 })
-	third := w.connect("alice", true)
-	want[*wire.WhoAmIReply](third, third.call(&wire.WhoAmI{}))
-}
-
 func TestClientsBeyondTheLimitWait(t *testing.T) {
 	w := newWorld(t, func(_ *world, cfg *Config) { cfg.MaxSessions = 1 })
 	first := w.connect("alice", true)

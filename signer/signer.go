@@ -89,9 +89,11 @@ type Config struct {
 	PollEvery time.Duration // default 1 s: how soon a change in the store takes effect
 
 	MaxSessions        int           // default 256; further clients wait at the bridge
-	MaxSessionsPerUser int           // default 64; a further one is closed at once
+	MaxSessionsPerUser int           // default 64; a further one is told to come back later, and many further ones are closed
 	SessionRequests    int           // default 256: requests in flight in one session, each 16 KiB of a frame counting as one
-	ServerRequests     int           // default 4096: the same for all sessions together; those of one user get a quarter of it, or what one session may
+	ServerRequests     int           // default 4096: the same for all sessions together;
+	UserRequests       int           // default a quarter of ServerRequests, or what one session may: those of one user's sessions together
+	UserRate           int           // default 20000: requests of one user a second, and twice as many at once
 	BatchConcurrency   int           // default 16: signatures of one sign_all asked from the token at once
 	MaxDerivations     int           // default 2: passphrases being derived at once; each takes what its Argon2id parameters say
 	RequestTimeout     time.Duration // default 30 s: from a request's arrival to its answer
@@ -141,6 +143,8 @@ func (c Config) withDefaults() Config {
 	number(&c.MaxSessionsPerUser, 64)
 	number(&c.SessionRequests, 256)
 	number(&c.ServerRequests, 4096)
+	number(&c.UserRequests, max(c.ServerRequests/4, c.SessionRequests))
+	number(&c.UserRate, 20_000)
 	number(&c.BatchConcurrency, 16)
 	number(&c.MaxDerivations, 2)
 	number(&c.RefusalBurst, 20)
@@ -187,14 +191,7 @@ type Server struct {
 	signing     atomic.Int64 // calls to tokens
 
 	mu    sync.Mutex
-	peers map[int64]*peer // by user ID, of users with a session
-}
-
-// peer is what the sessions of one user share.
-type peer struct {
-	sessions  int
-	unlocking chan struct{}       // one unlock at a time
-	requests  *semaphore.Weighted // see requestWeight
+	peers map[int64]*peer // by user ID, of users who had a session
 }
 
 // New returns a server that has not opened anything yet.
@@ -314,31 +311,6 @@ func (s *Server) drain(ended <-chan struct{}, cancel context.CancelCauseFunc) er
 		return nil
 	case <-time.After(s.cfg.closeTimeout):
 		return fmt.Errorf("signer: %d sessions did not end", len(s.places))
-	}
-}
-
-// join counts a session of a user, unless there are too many.
-func (s *Server) join(userID int64) (*peer, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	p, ok := s.peers[userID]
-	if !ok {
-		limit := max(s.cfg.ServerRequests/4, s.cfg.SessionRequests)
-		p = &peer{unlocking: make(chan struct{}, 1), requests: semaphore.NewWeighted(int64(limit))}
-		s.peers[userID] = p
-	}
-	if p.sessions >= s.cfg.MaxSessionsPerUser {
-		return nil, false
-	}
-	p.sessions++
-	return p, true
-}
-
-func (s *Server) leave(userID int64, p *peer) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if p.sessions--; p.sessions == 0 {
-		delete(s.peers, userID)
 	}
 }
 

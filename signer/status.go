@@ -62,7 +62,7 @@ func (s *Server) Status() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, p := range s.peers {
-		status.Sessions += p.sessions
+		status.Sessions += p.sessions + p.excess
 	}
 	return status
 }

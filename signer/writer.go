@@ -2,6 +2,7 @@ package signer
 
 import (
 	"context"
+	"runtime"
 	"time"
 
 	"chancery/tunnel/wire"
@@ -16,12 +17,13 @@ type reply struct {
 	response wire.Response
 	received time.Time // its frame
 	weight   int64
+	noRoom   bool // the request was not admitted, and is answered so
 	ready    chan struct{}
 }
 
 // isLarge tells whether the reply counts against the user's and the server's limits until it is written. Small
 // ones are many, and the session's own limit is enough for them.
-func (r *reply) isLarge() bool { return r.weight > 1 }
+func (r *reply) isLarge() bool { return r.weight > 1 && !r.noRoom }
 
 // isReady tells whether the reply can be written without waiting.
 func (r *reply) isReady() bool {
@@ -48,6 +50,7 @@ func (t *session) write(ctx context.Context) {
 			}
 		}
 		<-pending.ready
+		runtime.Gosched() // one sync of the audit log answers many requests at once: let all of them reply before this write
 		pending = t.collect(&out, pending)
 		if err := t.flush(ctx, &out); err != nil {
 			t.cancel(err)

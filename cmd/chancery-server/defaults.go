@@ -21,7 +21,11 @@ type sessionsConfig struct {
 	RequestTimeout   time.Duration `mapstructure:"request_timeout"`
 	IdleTimeout      time.Duration `mapstructure:"idle_timeout"`
 	DrainTimeout     time.Duration `mapstructure:"drain_timeout"`
-	FailurePause     time.Duration `mapstructure:"failure_pause"` // after a wrong passphrase
+	FailurePause     time.Duration `mapstructure:"failure_pause"`   // after a wrong passphrase
+	FailureMaximum   time.Duration `mapstructure:"failure_maximum"` // after many for one key
+	Lease            time.Duration `mapstructure:"lease"`           // of an unlock; 0: as long as the session
+	RequestsPerUser  int           `mapstructure:"requests_per_user"`
+	RequestRate      int           `mapstructure:"request_rate"` // of one user, a second
 }
 
 func defaultConfig() *config {
@@ -40,6 +44,7 @@ func defaultConfig() *config {
 		Sessions: sessionsConfig{
 			Maximum: 256, MaximumPerUser: 64, Requests: 256, RequestsTotal: 4096, BatchConcurrency: 16, Derivations: 2,
 			RequestTimeout: 30 * time.Second, IdleTimeout: time.Hour, DrainTimeout: 15 * time.Second, FailurePause: time.Second,
+			FailureMaximum: 5 * time.Minute, Lease: 24 * time.Hour, RequestsPerUser: 1024, RequestRate: 20000,
 		},
 		Repetitions: repetitionsConfig{Window: 10 * time.Minute, Requests: 1 << 16, BytesPerUser: 32 << 20, Bytes: 128 << 20},
 		Passphrases: passphraseConfig{MinimumLength: access.DefaultMinPassphrase},
@@ -55,6 +60,7 @@ func (s sessionsConfig) validate() error {
 	}{
 		{"maximum", s.Maximum}, {"maximum_per_user", s.MaximumPerUser}, {"requests", s.Requests},
 		{"requests_total", s.RequestsTotal}, {"batch_concurrency", s.BatchConcurrency}, {"unlocks", s.Derivations},
+		{"requests_per_user", s.RequestsPerUser}, {"request_rate", s.RequestRate},
 	} {
 		if limit.value < 1 {
 			return cli.Usage("sessions.%s is %d: at least 1", limit.key, limit.value)
@@ -65,11 +71,14 @@ func (s sessionsConfig) validate() error {
 		value time.Duration
 	}{
 		{"request_timeout", s.RequestTimeout}, {"idle_timeout", s.IdleTimeout},
-		{"drain_timeout", s.DrainTimeout}, {"failure_pause", s.FailurePause},
+		{"drain_timeout", s.DrainTimeout}, {"failure_pause", s.FailurePause}, {"failure_maximum", s.FailureMaximum},
 	} {
 		if timeout.value <= 0 {
 			return cli.Usage("sessions.%s is %s: more than 0, for example 30s", timeout.key, timeout.value)
 		}
+	}
+	if s.Lease < 0 {
+		return cli.Usage("sessions.lease is %s: 0 for as long as a session, or how long an unlock lasts", s.Lease)
 	}
 	return nil
 }
@@ -80,5 +89,7 @@ func (s sessionsConfig) apply(c *signer.Config) {
 	c.SessionRequests, c.ServerRequests = s.Requests, s.RequestsTotal
 	c.BatchConcurrency, c.MaxDerivations = s.BatchConcurrency, s.Derivations
 	c.RequestTimeout, c.IdleTimeout = s.RequestTimeout, s.IdleTimeout
-	c.DrainTimeout, c.FailurePause = s.DrainTimeout, s.FailurePause
+	c.DrainTimeout, c.Lease = s.DrainTimeout, s.Lease
+	c.FailurePause, c.FailureMax = s.FailurePause, s.FailureMaximum
+	c.UserRequests, c.UserRate = s.RequestsPerUser, s.RequestRate
 }
