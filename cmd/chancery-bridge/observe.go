@@ -135,8 +135,8 @@ type shown struct {
 
 // show tells systemd how the bridge is, and whoever asks on the listener, if there is one. It
 // goes on while the bridge drains after ctx, until end is called.
-func (m *metrics) show(ctx context.Context, listener net.Listener, what shown) (end context.CancelFunc) {
-	life, end := context.WithCancel(context.WithoutCancel(ctx))
+func (m *metrics) show(ctx context.Context, listener net.Listener, what shown) (end func()) {
+	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	manager := notify.New(what.log)
 	if listener != nil {
 		what.log.Info("showing metrics and health", "address", listener.Addr().String())
@@ -147,9 +147,9 @@ func (m *metrics) show(ctx context.Context, listener net.Listener, what shown) (
 		}()
 	}
 	manager.Ready("clients and servers can connect")
-	context.AfterFunc(ctx, func() { manager.Stopping("waiting for sessions in progress to end") })
+	stop := manager.StopWith(ctx, "waiting for sessions in progress to end")
 	go manager.Watch(life, what.bridge.Alive)
-	return end
+	return func() { stop(); cancel() }
 }
 
 // page is what the bridge shows. Once serving is done, it is not ready any more: clients should go elsewhere.

@@ -31,7 +31,29 @@ type metrics struct {
 	auditFailed  prometheus.Counter
 	canaries     *prometheus.CounterVec
 	canaryTook   prometheus.Histogram
+
+	answers *series[answered, answerSeries]
+	signed  *series[signature, signatureSeries]
 }
+
+// answered and signature are the labels of what is counted on the path of every request.
+type answered struct {
+	kind string
+	code wire.Code
+}
+
+type answerSeries struct {
+	count prometheus.Counter
+	took  prometheus.Observer
+}
+
+type signature struct {
+	algorithm token.Algorithm
+	scheme    wire.Scheme
+	failed    bool
+}
+
+type signatureSeries answerSeries
 
 var (
 	// From a signature in software to one that waits for its deadline.
@@ -39,8 +61,11 @@ var (
 	batchBuckets   = []float64{1, 2, 4, 8, 16, 32, 64, 128, 256, 512}
 )
 
-// succeeded is the code of requests that did.
-const succeeded = "ok"
+// What labels say of what went well or not. The former is the code of requests that did.
+const (
+	succeeded = "ok"
+	failed    = "failed"
+)
 
 func newMetrics() *metrics {
 	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
@@ -52,7 +77,7 @@ func newMetrics() *metrics {
 	secondsBy := func(name, help string, labels ...string) *prometheus.HistogramVec {
 		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: requestBuckets}, labels)
 	}
-	return &metrics{
+	m := &metrics{
 		requests:     counters("chancery_server_requests_total", "Requests by kind and the code of the answer.", "kind", "code"),
 		answered:     secondsBy("chancery_server_request_seconds", "From a request's arrival to its answer.", "kind"),
 		signatures:   counters("chancery_server_signatures_total", "Signatures asked from tokens, each of a batch by itself.", "algorithm", "scheme", "outcome"),
@@ -71,24 +96,41 @@ func newMetrics() *metrics {
 		canaries:   counters("chancery_server_canary_total", "Signatures of the canary key.", "outcome"),
 		canaryTook: seconds("chancery_server_canary_seconds", "What one signature of the canary took, with any unlock."),
 	}
+	m.answers, m.signed = newSeries(m.answerSeries), newSeries(m.signatureSeries)
+	return m
+}
+
+func (m *metrics) answerSeries(a answered) answerSeries {
+	code := string(a.code)
+	if code == "" {
+		code = succeeded
+	}
+	return answerSeries{m.requests.WithLabelValues(a.kind, code), m.answered.WithLabelValues(a.kind)}
+}
+
+func (m *metrics) signatureSeries(s signature) signatureSeries {
+	scheme, end := string(s.scheme), succeeded
+	if s.scheme == wire.SchemeDefault {
+		scheme = "default"
+	}
+	if s.failed {
+		end = failed
+	}
+	return signatureSeries{m.signatures.WithLabelValues(string(s.algorithm), scheme, end), m.inToken.WithLabelValues(string(s.algorithm))}
 }
 
 // Answered implements signer.Observer.
 func (m *metrics) Answered(kind string, code wire.Code, took time.Duration) {
-	if code == "" {
-		code = succeeded
-	}
-	m.requests.WithLabelValues(kind, string(code)).Inc()
-	m.answered.WithLabelValues(kind).Observe(took.Seconds())
+	s := m.answers.of(answered{kind, code})
+	s.count.Inc()
+	s.took.Observe(took.Seconds())
 }
 
 // Signed implements signer.Observer.
 func (m *metrics) Signed(algorithm token.Algorithm, scheme wire.Scheme, took time.Duration, err error) {
-	if scheme == wire.SchemeDefault {
-		scheme = "default"
-	}
-	m.signatures.WithLabelValues(string(algorithm), string(scheme), outcome(err)).Inc()
-	m.inToken.WithLabelValues(string(algorithm)).Observe(took.Seconds())
+	s := m.signed.of(signature{algorithm, scheme, err != nil})
+	s.count.Inc()
+	s.took.Observe(took.Seconds())
 }
 
 // Derived implements signer.Observer.
@@ -118,7 +160,7 @@ func (m *metrics) sang(took time.Duration, err error) {
 
 func outcome(err error) string {
 	if err != nil {
-		return "failed"
+		return failed
 	}
 	return succeeded
 }

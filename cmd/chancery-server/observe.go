@@ -73,8 +73,8 @@ func (o *observeConfig) canary(gate *canary.Gate) *canary.Canary {
 
 // show tells systemd how the daemon is, and whoever asks on the listener, if there is one. It
 // goes on while the daemon drains after ctx, until end is called.
-func (d *daemon) show(ctx context.Context, listener net.Listener) (end context.CancelFunc) {
-	life, end := context.WithCancel(context.WithoutCancel(ctx))
+func (d *daemon) show(ctx context.Context, listener net.Listener) (end func()) {
+	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	if listener != nil {
 		d.log.Info("showing metrics and health", "address", listener.Addr().String())
 		go func() {
@@ -88,9 +88,9 @@ func (d *daemon) show(ctx context.Context, listener net.Listener) (end context.C
 			d.manager.Ready(serving)
 		}
 	}()
-	context.AfterFunc(ctx, func() { d.manager.Stopping("waiting for requests in flight to end") })
+	stop := d.manager.StopWith(ctx, "waiting for requests in flight to end")
 	go d.manager.Watch(life, d.alive)
-	return end
+	return func() { stop(); cancel() }
 }
 
 // awaitFirstLeg waits until the store is open and one leg came to wait at the bridge, or failed

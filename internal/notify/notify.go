@@ -39,6 +39,14 @@ func (m *Manager) Reloading(status string) {
 // Stopping tells that the service ends by itself.
 func (m *Manager) Stopping(status string) { m.tell(daemon.SdNotifyStopping, statusLine(status)) }
 
+// StopWith tells that the service stops, with the sentence, when ctx ends or when the returned
+// function is called, whichever comes first; the function returns once that is told.
+func (m *Manager) StopWith(ctx context.Context, status string) (stop func()) {
+	stop = sync.OnceFunc(func() { m.Stopping(status) })
+	context.AfterFunc(ctx, stop)
+	return stop
+}
+
 // Status sets the sentence that `systemctl status` shows.
 func (m *Manager) Status(status string) { m.tell(statusLine(status)) }
 

@@ -115,6 +115,21 @@ func TestWatchdogHearsOnlyOfTheLiving(t *testing.T) {
 	<-ended
 }
 
+func TestStopIsToldOnceAndBeforeTheEnd(t *testing.T) {
+	conn := systemd(t)
+	m := New(slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(t.Context())
+	stop := m.StopWith(ctx, "draining")
+	cancel()
+	stop()
+	m.Status("after it")
+	for _, want := range []string{"STOPPING=1\nSTATUS=draining", "STATUS=after it"} {
+		if got := receive(t, conn); got != want {
+			t.Errorf("got %q; want %q", got, want)
+		}
+	}
+}
+
 func TestWithoutSystemdNothingHappens(t *testing.T) {
 	t.Setenv("NOTIFY_SOCKET", "")
 	t.Setenv("WATCHDOG_USEC", "")
