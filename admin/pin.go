@@ -98,6 +98,11 @@ type change struct {
 
 // carryOut does the second half of a staged change: the token's, then the store's. The token is logged in with the old PIN.
 func (o *Office) carryOut(ctx context.Context, open token.Token, c change) error {
+	staged := c.token
+	staged.PINVersion = c.version
+	if err := users.MaySend(ctx, o.Store, staged, false); err != nil {
+		return err
+	}
 	err := open.ChangePIN(ctx, c.old, c.new)
 	switch {
 	case err == nil:
@@ -109,9 +114,19 @@ func (o *Office) carryOut(ctx context.Context, open token.Token, c change) error
 		}
 		return fmt.Errorf("admin: token %q keeps its PIN: %w", c.token.Name, err)
 	case errors.Is(err, token.ErrPINIncorrect):
-		return fmt.Errorf("admin: token %q: somebody else changed its PIN at the same time: %w", c.token.Name, err)
+		return o.rejected(ctx, c, err)
 	}
 	return fmt.Errorf("admin: token %q did not confirm its new PIN; the next login finds out which one it has: %w", c.token.Name, err)
+}
+
+// rejected remembers that the token refused the old PIN, which cost a try, so that nobody sends it again.
+func (o *Office) rejected(ctx context.Context, c change, err error) error {
+	err = fmt.Errorf("admin: token %q: somebody else changed its PIN at the same time: %w", c.token.Name, err)
+	ledgerErr := o.Store.RejectPIN(ctx, c.token.ID, c.version, false)
+	if ledgerErr != nil && !errors.Is(ledgerErr, users.ErrStale) {
+		return fmt.Errorf("%w, and that could not be recorded: %w", err, ledgerErr)
+	}
+	return err
 }
 
 // commit records that the token has the new PIN.

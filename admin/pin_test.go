@@ -217,6 +217,23 @@ func (i *interfering) StagePIN(ctx context.Context, tokenID int64, grants []user
 	return i.Store.StagePIN(ctx, tokenID, grants)
 }
 
+// TestTheOldPINIsWrongInTheMomentOfTheChange has another program change the PIN after the login, so that the token
+// counts a wrong try for C_SetPIN.
+func TestTheOldPINIsWrongInTheMomentOfTheChange(t *testing.T) {
+	s := newScene(t)
+	s.Store = &interfering{Store: s.Store, beforeStage: func() { s.device.pin = []byte("changed by other means") }}
+	s.forgetSent()
+	s.wantError("change", s.ChangePIN(s.ctx, s.alice, "hsm", []byte(secondPIN)), token.ErrPINIncorrect)
+	if !s.record().PINRejected {
+		t.Error("the token rejected the old PIN, and nobody remembers it")
+	}
+	s.noError("somebody logs in elsewhere", s.device.elsewhere("changed by other means"))
+	s.wantError("alice signs", s.signs(s.alice), token.ErrPINIncorrect)
+	if got := fmt.Sprint(s.device.sent); got != fmt.Sprint([]string{firstPIN, firstPIN, secondPIN}) {
+		t.Errorf("sent %v", got)
+	}
+}
+
 func TestSomebodyElseSettlesFirst(t *testing.T) {
 	for name, act := range map[string]func(*scene, *Office) error{
 		"a signer logs in":    func(s *scene, other *Office) error { return signs(s.t, other, s.alice, "release") },

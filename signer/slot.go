@@ -296,6 +296,11 @@ type ledger struct {
 	reload int64
 }
 
+// Snapshot passes on to the store: the server's own snapshot may be as old as Config.PollEvery.
+func (l *ledger) Snapshot(ctx context.Context) (*users.Snapshot, error) {
+	return l.slot.cfg.Store.Snapshot(ctx)
+}
+
 // CommitPIN passes on to the store.
 func (l *ledger) CommitPIN(ctx context.Context, tokenID, version int64) error {
 	return l.slot.cfg.Store.CommitPIN(ctx, tokenID, version)

@@ -37,6 +37,11 @@ func (t *session) unlock(ctx context.Context, id uint64, request *wire.Unlock) (
 	}
 	defer func() { <-t.peer.unlocking }()
 	opened, err := t.open(ctx, request)
+	if errors.Is(err, users.ErrStale) { // the PIN's state moved since the last poll: no PIN was sent, or a wrong one is on record
+		if err = t.server.Refresh(ctx); err == nil {
+			opened, err = t.open(ctx, request)
+		}
+	}
 	if errors.Is(err, errGuessing) {
 		return nil, err
 	}

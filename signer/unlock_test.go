@@ -145,6 +145,44 @@ func TestAPINThatTheTokenRejectedIsNotSentAgain(t *testing.T) {
 	}
 }
 
+// TestAPINRejectedElsewhereIsNotSent has another process write what the server has not looked at yet.
+func TestAPINRejectedElsewhereIsNotSent(t *testing.T) {
+	w := newWorld(t, func(_ *world, cfg *Config) { cfg.PollEvery = time.Hour })
+	w.awaitToken(StateReady)
+	w.unseen(func(s *fakeStore) { s.tokens[0].PINRejected = true })
+	w.connect("alice", true).refused(unlockRequest("p256", passphrase), wire.CodeTokenPINRejected)
+	if tries := w.token.sent(); len(tries) != 0 {
+		t.Errorf("the token saw %q", tries)
+	}
+}
+
+// TestAPINChangedElsewhereIsReadAgain has another process change the PIN before the server has looked.
+func TestAPINChangedElsewhereIsReadAgain(t *testing.T) {
+	const newPIN = "pin-new-123456"
+	w := newWorld(t, func(_ *world, cfg *Config) { cfg.PollEvery = time.Hour })
+	w.awaitToken(StateReady)
+	w.token.change(func(f *fakeToken) { f.pin = newPIN })
+	w.unseen(func(s *fakeStore) {
+		s.tokens[0].PINVersion = 3
+		for i := range s.grants {
+			s.grants[i].PINVersion, s.grants[i].Wrapped = 3, w.wrap(s.grants[i], newPIN)
+		}
+	})
+	c := w.connect("alice", true)
+	want[*wire.UnlockReply](c, c.call(unlockRequest("p256", passphrase)))
+	if tries := w.token.sent(); !slices.Equal(tries, []string{newPIN}) {
+		t.Errorf("the token saw %q", tries)
+	}
+}
+
+// unseen alters the store without waiting for the server.
+func (w *world) unseen(how func(*fakeStore)) {
+	w.store.mu.Lock()
+	defer w.store.mu.Unlock()
+	how(w.store)
+	w.store.revision++
+}
+
 func TestNoPINIsSentToATokenAboutToLock(t *testing.T) {
 	for code, state := range map[wire.Code]token.PINState{wire.CodeTokenFinalTry: {FinalTry: true}, wire.CodeTokenLocked: {Locked: true}} {
 		t.Run(string(code), func(t *testing.T) {

@@ -43,6 +43,7 @@ func (s *Snapshot) Unwrap(g *Grant, key *access.Key) (PINs, error) {
 
 // Ledger is the part of a Store that remembers what a token said of a PIN.
 type Ledger interface {
+	Snapshot(ctx context.Context) (*Snapshot, error)
 	CommitPIN(ctx context.Context, tokenID, version int64) error
 	RejectPIN(ctx context.Context, tokenID, version int64, staged bool) error
 }
@@ -53,10 +54,11 @@ type Ledger interface {
 // before anything else is tried and never sent again; none is sent when the token says that the next
 // wrong one locks it. When the token is logged in already nothing is sent, and nothing learned.
 //
-// Record is the token as it stood in the snapshot that the grant came from. Callers
-// let no two logins of one open token run at once. Errors: token.ErrPINIncorrect, ErrPINRejected,
-// ErrFinalTry, token.ErrPINLocked, token.ErrTokenAbsent, and the ledger's; with
-// ErrStale, somebody else changed the PIN since the snapshot, and a fresh one helps.
+// Record is the token as it stood in the snapshot that the grant came from; before each PIN is sent the
+// ledger is asked whether another process has changed that since. Callers let no two logins of one
+// open token run at once. Errors: token.ErrPINIncorrect, ErrPINRejected, ErrFinalTry, token.ErrPINLocked,
+// token.ErrTokenAbsent, ErrNotFound when the token was removed, and the ledger's; with ErrStale, somebody
+// else changed the PIN since the snapshot, or began to, and a fresh one helps.
 func Login(ctx context.Context, ledger Ledger, record Token, open token.Token, pins PINs) error {
 	info, err := open.Info(ctx)
 	if err != nil {
@@ -85,8 +87,8 @@ func Login(ctx context.Context, ledger Ledger, record Token, open token.Token, p
 // try sends one PIN, unless it or the token's retry counter forbids it. Rejected says that the PIN is wrong and that
 // the ledger knows.
 func try(ctx context.Context, ledger Ledger, record Token, open token.Token, pin []byte, staged bool) (rejected bool, err error) {
-	if staged && record.StagedRejected || !staged && record.PINRejected {
-		return true, fmt.Errorf("%w: token %q: an operator who knows its PIN repairs the grants with \"token repair-pin\", or lets the same PIN be tried again with \"token reload\"", ErrPINRejected, record.Name)
+	if err := MaySend(ctx, ledger, record, staged); err != nil {
+		return errors.Is(err, ErrPINRejected), err
 	}
 	if err := MayTry(ctx, record.Name, open); err != nil {
 		return false, err
@@ -107,6 +109,27 @@ func try(ctx context.Context, ledger Ledger, record Token, open token.Token, pin
 		return false, fmt.Errorf("%w, and that could not be recorded: %w", err, ledgerErr)
 	}
 	return true, err
+}
+
+// MaySend tells why the PIN that a grant holds, or the staged one, may not be sent to its token: ErrPINRejected,
+// or ErrStale when the grant was read before the PIN was changed, or a change of it began or was given up. Record
+// is the token as it stood then; what the ledger holds now counts as well.
+func MaySend(ctx context.Context, ledger Ledger, record Token, staged bool) error {
+	now, err := ledger.Snapshot(ctx)
+	if err != nil {
+		return fmt.Errorf("users: token %q: no PIN is sent unread: %w", record.Name, err)
+	}
+	current, ok := now.TokenByID(record.ID)
+	switch {
+	case !ok:
+		return fmt.Errorf("users: token %q: %w", record.Name, ErrNotFound)
+	case !staged && (record.PINRejected || current.PINRejected && current.PINVersion == record.PINVersion),
+		staged && (record.StagedRejected || current.StagedRejected && current.PINVersion == record.PINVersion):
+		return fmt.Errorf("%w: token %q: an operator who knows its PIN repairs the grants with \"token repair-pin\", or lets the same PIN be tried again with \"token reload\"", ErrPINRejected, record.Name)
+	case current.PINVersion != record.PINVersion:
+		return fmt.Errorf("users: PIN of token %q: %w", record.Name, ErrStale)
+	}
+	return nil
 }
 
 // MayTry tells why no PIN may be sent to a token now: ErrFinalTry, token.ErrPINLocked, or

@@ -37,8 +37,14 @@ func (c *card) Login(_ context.Context, pin []byte) error {
 
 // ledger remembers what it is told.
 type ledger struct {
-	told []string
-	err  error
+	token  users.Token // as it is now
+	told   []string
+	err    error
+	unread error // of reading it
+}
+
+func (l *ledger) Snapshot(context.Context) (*users.Snapshot, error) {
+	return users.NewSnapshot(1, nil, []users.Token{l.token}, nil, nil), l.unread
 }
 
 func (l *ledger) CommitPIN(_ context.Context, tokenID, version int64) error {
@@ -94,7 +100,7 @@ func TestLogin(t *testing.T) {
 			if test.card.info.Serial == "" {
 				test.card.info.Serial = "S"
 			}
-			book := &ledger{err: test.ledger}
+			book := &ledger{token: test.record, err: test.ledger}
 			err := users.Login(t.Context(), book, test.record, &test.card, test.pins)
 			if !errors.Is(err, test.want) || (err == nil) != (test.want == nil) {
 				t.Errorf("error %v, want %v", err, test.want)
@@ -107,4 +113,50 @@ func TestLogin(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestLoginLooksAgainBeforeItSends changes what the store holds after the record was read.
+func TestLoginLooksAgainBeforeItSends(t *testing.T) {
+	record := users.Token{ID: 1, Name: "hsm", Serial: "S", PINVersion: 5}
+	damaged := errors.New("the disk fails")
+	for name, test := range map[string]struct {
+		now    users.Token
+		unread error
+		want   error
+	}{
+		"rejected meanwhile":              {now: users.Token{ID: 1, PINVersion: 5, PINRejected: true}, want: users.ErrPINRejected},
+		"a change was begun":              {now: users.Token{ID: 1, PINVersion: 6, PINStaged: true}, want: users.ErrStale},
+		"rejected in a change":            {now: users.Token{ID: 1, PINVersion: 6, PINStaged: true, PINRejected: true}, want: users.ErrStale},
+		"changed, and that was rejected":  {now: users.Token{ID: 1, PINVersion: 7, PINRejected: true}, want: users.ErrStale},
+		"removed":                         {now: users.Token{ID: 2}, want: users.ErrNotFound},
+		"the store cannot be read":        {now: record, unread: damaged, want: damaged},
+		"reloaded, which changes nothing": {now: users.Token{ID: 1, PINVersion: 5, Reload: 9}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			open := &card{pin: "old", info: token.Info{Serial: "S"}}
+			err := users.Login(t.Context(), &ledger{token: test.now, unread: test.unread}, record, open, users.PINs{Current: []byte("old")})
+			if !errors.Is(err, test.want) || (err == nil) != (test.want == nil) || (len(open.sent) == 0) != (test.want != nil) {
+				t.Errorf("%v, want %v; sent %q", err, test.want, open.sent)
+			}
+		})
+	}
+}
+
+// TestNoStagedPINOfAnotherChange settles the change between the two tries.
+func TestNoStagedPINOfAnotherChange(t *testing.T) {
+	record := users.Token{ID: 1, Name: "hsm", Serial: "S", PINVersion: 5, PINStaged: true}
+	open := &card{pin: "new", info: token.Info{Serial: "S"}}
+	book := &settling{ledger{token: record}}
+	err := users.Login(t.Context(), book, record, open, users.PINs{Current: []byte("old"), Staged: []byte("new")})
+	if !errors.Is(err, users.ErrStale) || !slices.Equal(open.sent, []string{"old"}) {
+		t.Errorf("%v; sent %q", err, open.sent)
+	}
+}
+
+// settling is a ledger in which somebody settles the change at the moment of a rejection.
+type settling struct{ ledger }
+
+func (s *settling) RejectPIN(ctx context.Context, tokenID, version int64, staged bool) error {
+	s.token.PINVersion++
+	return s.ledger.RejectPIN(ctx, tokenID, version, staged)
 }

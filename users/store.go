@@ -61,7 +61,8 @@ type Store interface {
 	// AbandonPIN drops the staged wraps: the token still has the old PIN. ErrStale as with CommitPIN.
 	AbandonPIN(ctx context.Context, tokenID, version int64) error
 	// RejectPIN remembers that the token rejected its current PIN, or the staged one, of that
-	// version, so that no process sends it again. ErrStale when the token's PIN moved on.
+	// version, so that no process sends it again. A change that was begun or given up since then leaves the
+	// current PIN as it was. ErrStale when it is another one by now, or that change is not in flight any more.
 	RejectPIN(ctx context.Context, tokenID, version int64, staged bool) error
 
 	// AddUnlockFailure counts a wrong passphrase of a user for a key, so that guessing stays slow

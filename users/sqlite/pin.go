@@ -80,13 +80,14 @@ func (s *Store) AbandonPIN(ctx context.Context, tokenID, version int64) error {
 // settle ends the change in flight if it is the one that is meant.
 func (c *change) settle(tokenID, version int64, committed bool) error {
 	return c.ofVersion(tokenID, version, `UPDATE tokens SET pin_staged = 0, staged_rejected = 0, pin_version = ?,
-		pin_rejected = iif(?, 0, pin_rejected) WHERE id = ? AND pin_version = ? AND pin_staged = 1`,
-		c.revision, committed, tokenID, version)
+		pin_rejected = iif(?, 0, pin_rejected), pin_since = iif(?, ?, pin_since)
+		WHERE id = ? AND pin_version = ? AND pin_staged = 1`,
+		c.revision, committed, committed, c.revision, tokenID, version)
 }
 
-// RejectPIN remembers that the token rejected a PIN.
+// RejectPIN remembers that the token rejected a PIN. The present one it was in every version since it came.
 func (s *Store) RejectPIN(ctx context.Context, tokenID, version int64, staged bool) error {
-	statement := `UPDATE tokens SET pin_rejected = 1 WHERE id = ? AND pin_version = ?`
+	statement := `UPDATE tokens SET pin_rejected = 1 WHERE id = ? AND ? BETWEEN pin_since AND pin_version`
 	if staged {
 		statement = `UPDATE tokens SET staged_rejected = 1 WHERE id = ? AND pin_version = ? AND pin_staged = 1`
 	}

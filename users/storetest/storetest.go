@@ -35,6 +35,7 @@ func Run(t *testing.T, backend Backend) {
 		"PIN change":             testPINChange,
 		"PIN change gone stale":  testStalePINChange,
 		"rejected PINs":          testRejectedPINs,
+		"rejected in a change":   testRejectionDuringChange,
 		"revision":               testRevision,
 		"leases":                 testLeases,
 		"failed unlocks":         testUnlockFailures,
@@ -472,6 +473,38 @@ func testStalePINChange(t *testing.T, f *fixture) {
 	}
 }
 
+// testRejectionDuringChange rejects the current PIN after a change of it was begun, and given up: it is the same PIN.
+func testRejectionDuringChange(t *testing.T, f *fixture) {
+	rejected := func(what string, version int64) {
+		t.Helper()
+		if err := f.RejectPIN(f.ctx, f.token.ID, version, false); err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+		if now := f.currentToken(t); !now.PINRejected || now.StagedRejected {
+			t.Errorf("%s: %+v", what, now)
+		}
+		if err := f.RequestReload(f.ctx, f.token.Name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	before := f.currentToken(t).PINVersion
+	version := must(f.StagePIN(f.ctx, f.token.ID, f.staged(t)))(t)
+	rejected("begun since", before)
+	if err := f.AbandonPIN(f.ctx, f.token.ID, version); err != nil {
+		t.Fatal(err)
+	}
+	rejected("begun and given up since", before)
+	rejected("given up since", version)
+	version = must(f.StagePIN(f.ctx, f.token.ID, f.staged(t)))(t)
+	if err := f.CommitPIN(f.ctx, f.token.ID, version); err != nil {
+		t.Fatal(err)
+	}
+	for _, old := range []int64{before, version} {
+		wantError(t, "the PIN before", f.RejectPIN(f.ctx, f.token.ID, old, false), users.ErrStale)
+	}
+	rejected("the new PIN", f.currentToken(t).PINVersion)
+}
+
 func testRejectedPINs(t *testing.T, f *fixture) {
 	check := func(what string, current, staged bool) {
 		t.Helper()
@@ -489,7 +522,8 @@ func testRejectedPINs(t *testing.T, f *fixture) {
 	reject(f.token.PINVersion, false)
 	check("rejected", true, false)
 	version := must(f.StagePIN(f.ctx, f.token.ID, f.staged(t)))(t)
-	wantError(t, "of the version before", f.RejectPIN(f.ctx, f.token.ID, f.token.PINVersion, false), users.ErrStale)
+	wantError(t, "of the version before", f.RejectPIN(f.ctx, f.token.ID, f.token.PINVersion, true), users.ErrStale)
+	wantError(t, "of a version to come", f.RejectPIN(f.ctx, f.token.ID, version+1, false), users.ErrStale)
 	reject(version, true)
 	check("both rejected", true, true)
 	if err := f.RequestReload(f.ctx, f.token.Name); err != nil {
