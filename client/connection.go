@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -239,6 +240,7 @@ func (c *connection) write() {
 	for {
 		select {
 		case first := <-c.queue:
+			runtime.Gosched() // callers whose replies came together ask together again
 			batch := c.gather(first)
 			var secret bool
 			buffer, secret = c.register(buffer[:0], batch)
