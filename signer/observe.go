@@ -73,10 +73,15 @@ func (s *Server) Alive() error {
 	if watcher == nil {
 		return ErrNotServing
 	}
-	if look := watcher.Looked(); time.Since(look.At) > Stuck+s.cfg.PollEvery {
-		return fmt.Errorf("signer: the store has not answered since %s", look.At.Format(time.RFC3339))
-	}
 	s.Status()
+	return moving(watcher.Looked().At, s.cfg.PollEvery)
+}
+
+// moving returns an error where the poll that looked last at the given time hangs.
+func moving(looked time.Time, every time.Duration) error {
+	if time.Since(looked) > Stuck+every {
+		return fmt.Errorf("signer: the store has not answered since %s", looked.Format(time.RFC3339))
+	}
 	return nil
 }
 

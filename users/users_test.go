@@ -171,8 +171,19 @@ func TestWatch(t *testing.T) {
 		t.Errorf("%d users after the failure", len(next.Users()))
 	}
 	store.set(true)
+	before := time.Now()
 	if err := watcher.Refresh(t.Context()); err == nil {
 		t.Error("a failing refresh succeeded")
+	}
+	if look := watcher.Looked(); look.Err == nil || look.At.Before(before) || look.Good.IsZero() || !look.Good.Before(look.At) {
+		t.Errorf("after a failure: %+v", look)
+	}
+	store.set(false)
+	if err := watcher.Refresh(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if look := watcher.Looked(); look.Err != nil || !look.Good.Equal(look.At) {
+		t.Errorf("after a good look: %+v", look)
 	}
 }
 
