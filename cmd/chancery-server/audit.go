@@ -8,10 +8,8 @@ import (
 	"io"
 	"io/fs"
 	"maps"
-	"os/signal"
 	"slices"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -50,9 +48,7 @@ ends the command with an error after everything was shown.`,
 			if err != nil {
 				return err
 			}
-			ctx, stop := signal.NotifyContext(command.Context(), syscall.SIGTERM, syscall.SIGINT)
-			defer stop()
-			return a.showRecords(ctx, command, c.auditLog().Directory, audit.ReadOptions{Filter: filter, Follow: flags.follow})
+			return a.showRecords(command.Context(), command, c.auditLog().Directory, audit.ReadOptions{Filter: filter, Follow: flags.follow})
 		},
 	}
 	f := command.Flags()

@@ -111,7 +111,15 @@ func refreshDaemon(ctx context.Context, path string) error {
 }
 
 func callDaemon(ctx context.Context, path, method, route string, read func(io.Reader) error) error {
-	ctx, cancel := context.WithTimeout(ctx, controlTimeout)
+	err := callWithin(ctx, controlTimeout, path, method, route, read)
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err() // the command was stopped, whatever that looks like from here
+	}
+	return err
+}
+
+func callWithin(ctx context.Context, limit time.Duration, path, method, route string, read func(io.Reader) error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", path)
@@ -141,7 +149,7 @@ func callDaemon(ctx context.Context, path, method, route string, read func(io.Re
 func daemonSilent(path string, err error) error {
 	return &cli.Error{
 		Exit: cli.ExitUnreachable, Code: "daemon_silent",
-		Message: fmt.Sprintf("the daemon does not answer on %s: %s", path, err),
+		Message: fmt.Sprintf("the daemon does not answer on %s: %s", path, forPeople(err)),
 		Hint:    "look at its log; restarting it is safe", Cause: err,
 	}
 }

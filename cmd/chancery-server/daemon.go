@@ -30,7 +30,7 @@ const keptTroubles = 20
 
 func (a *app) serveCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "serve", Short: "Run the daemon until SIGTERM or SIGINT",
+		Use: serveName, Short: "Run the daemon until SIGTERM or SIGINT",
 		Long: `Run the daemon until SIGTERM or SIGINT. Requests in flight then have
 sessions.drain_timeout to end; a second signal ends them at once. SIGHUP closes all
 tokens and opens them again. Certificates, key and revocation lists are loaded again

@@ -240,8 +240,12 @@ func uses(certificate *x509.Certificate) []string {
 	return names
 }
 
-// readLimited reads a file of at most limit bytes.
+// readLimited reads a file of at most limit bytes, which may be a pipe.
 func readLimited(path string, limit int64) ([]byte, error) {
+	return cli.Await(func() ([]byte, error) { return readWhole(path, limit) })
+}
+
+func readWhole(path string, limit int64) ([]byte, error) {
 	file, err := os.Open(path)
 	if err != nil {
 		return nil, &cli.Error{Exit: cli.ExitFailed, Code: "file_unreadable", Message: fmt.Sprintf("cannot read the file: %s", err), Cause: err}

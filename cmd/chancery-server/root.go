@@ -1,13 +1,21 @@
 package main
 
 import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
 	"github.com/spf13/cobra"
 
 	"chancery/audit"
 	"chancery/internal/cli"
 )
 
-const program = "chancery-server"
+const (
+	program   = "chancery-server"
+	serveName = "serve"
+)
 
 // app is what the commands of one call share.
 type app struct {
@@ -33,7 +41,10 @@ directory, and a running daemon takes every change up within a second.`,
 		Args: cli.Args(cobra.NoArgs),
 		RunE: func(command *cobra.Command, _ []string) error { return command.Help() },
 
-		PersistentPreRunE: func(command *cobra.Command, _ []string) error { return checkFlags(command) },
+		PersistentPreRunE: func(command *cobra.Command, _ []string) error {
+			stopOnSignal(command)
+			return checkFlags(command)
+		},
 	}
 	root.PersistentFlags().StringVar(&a.configFile, "config", "", "configuration file (default "+defaultConfigFile+")")
 	root.PersistentFlags().BoolVar(&a.json, "json", false, "print results and errors as JSON")
@@ -45,6 +56,17 @@ directory, and a running daemon takes every change up within a second.`,
 		cli.VersionCommand(),
 	)
 	return root
+}
+
+// stopOnSignal has SIGINT and SIGTERM end the command's context, so that it can leave things whole. A second
+// signal has its usual effect. The daemon has its own way, and may not have begun to serve.
+func stopOnSignal(command *cobra.Command) {
+	if command.Name() == serveName {
+		return
+	}
+	ctx, stop := signal.NotifyContext(command.Context(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop)
+	command.SetContext(ctx)
 }
 
 // checkFlags does what cobra would do next, so that its complaints are usage errors.

@@ -121,7 +121,7 @@ func (f *granteeFlags) reveal(a *app, command *cobra.Command, grantee admin.Gran
 
 func readEnrolment(stdin io.Reader, path string) (access.Enrolment, error) {
 	if path == "-" {
-		text, err := io.ReadAll(io.LimitReader(stdin, maxEnrolment))
+		text, err := cli.Await(func() ([]byte, error) { return io.ReadAll(io.LimitReader(stdin, maxEnrolment)) })
 		if err != nil {
 			return access.Enrolment{}, err
 		}

@@ -36,6 +36,7 @@ func (a *app) actAndTell(command *cobra.Command, store users.Store, act func(con
 		return err
 	}
 	failed := act(ctx, store)
+	ctx = context.WithoutCancel(ctx) // a change that is made before a signal comes is taken up all the same
 	after, err := store.Revision(ctx)
 	if err != nil || after == before {
 		return errors.Join(failed, err)

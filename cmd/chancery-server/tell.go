@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -77,8 +78,14 @@ func (a *app) confirm(format string, args ...any) error {
 		return &cli.Error{Exit: cli.ExitUsage, Code: "confirmation_needed", Message: question + ": no terminal to ask on", Hint: "add --yes if you mean it", Cause: err}
 	}
 	defer terminal.Close()
-	fmt.Fprintf(terminal, "%s. Type yes to go on: ", question)
-	answer, err := bufio.NewReader(terminal).ReadString('\n')
+	answer, err := cli.Await(func() (string, error) {
+		fmt.Fprintf(terminal, "%s. Type yes to go on: ", question)
+		return bufio.NewReader(terminal).ReadString('\n')
+	})
+	if errors.Is(err, context.Canceled) {
+		fmt.Fprintln(terminal)
+		return err
+	}
 	if err != nil || strings.TrimSpace(answer) != "yes" {
 		return &cli.Error{Exit: cli.ExitUsage, Code: "not_confirmed", Message: "not confirmed; nothing was changed"}
 	}

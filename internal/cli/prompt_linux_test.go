@@ -2,6 +2,7 @@ package cli
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -23,6 +24,10 @@ func TestMain(m *testing.M) {
 	}
 	secret, err := (&Secret{What: "passphrase", Descriptor: -1}).Read()
 	fmt.Printf("got %d bytes, error %v\n", len(secret), err)
+	var told *Error
+	if errors.As(err, &told) && told.Code == "canceled" {
+		os.Exit(int(told.Exit))
+	}
 }
 
 func ask(t *testing.T) (terminal *os.File, child *exec.Cmd) {
@@ -68,7 +73,7 @@ func TestInterruptAtAPromptGivesTheEchoBack(t *testing.T) {
 	terminal, child := ask(t)
 	child.Process.Signal(syscall.SIGINT)
 	child.Wait()
-	if code := child.ProcessState.ExitCode(); code != exitInterrupted {
+	if code := child.ProcessState.ExitCode(); code != int(ExitFailed) {
 		t.Errorf("exit code %d", code)
 	}
 	if !echoes(t, terminal) {

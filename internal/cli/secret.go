@@ -2,16 +2,15 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"crypto/subtle"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strings"
-	"syscall"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
@@ -86,11 +85,11 @@ func (s *Secret) readGiven() (secret []byte, given bool, err error) {
 	}
 	switch {
 	case s.File != "":
-		secret, err = s.readFile(s.File)
+		secret, err = Await(func() ([]byte, error) { return s.readFile(s.File) }) // it may be a pipe
 	case s.Credential != "":
 		secret, err = s.readCredential()
 	case s.Descriptor >= 0:
-		secret, err = s.readAll(os.NewFile(uintptr(s.Descriptor), "descriptor"))
+		secret, err = Await(func() ([]byte, error) { return s.readAll(os.NewFile(uintptr(s.Descriptor), "descriptor")) })
 	}
 	return secret, sources == 1, err
 }
@@ -150,33 +149,6 @@ func (s *Secret) readAll(f *os.File) ([]byte, error) {
 	return secret, nil
 }
 
-// exitInterrupted is what shells report for a program that SIGINT ended.
-const exitInterrupted = 130
-
-// restoreOnInterrupt gives the terminal its echo back when the user gives up at a prompt, and
-// ends the program then: the read that waits for a line cannot be interrupted otherwise.
-func restoreOnInterrupt(tty *os.File) (release func()) {
-	state, err := term.GetState(int(tty.Fd()))
-	if err != nil {
-		return func() {}
-	}
-	interrupts, done := make(chan os.Signal, 1), make(chan struct{})
-	signal.Notify(interrupts, os.Interrupt, syscall.SIGTERM)
-	go func() {
-		select {
-		case <-interrupts:
-			_ = term.Restore(int(tty.Fd()), state)
-			fmt.Fprintln(tty)
-			os.Exit(exitInterrupted)
-		case <-done:
-		}
-	}()
-	return func() {
-		signal.Stop(interrupts)
-		close(done)
-	}
-}
-
 // prompt asks on the terminal itself, so that it works while standard input is a pipe.
 func prompt(what string) ([]byte, error) {
 	tty, err := openTerminal()
@@ -184,10 +156,22 @@ func prompt(what string) ([]byte, error) {
 		return nil, Usage("no terminal to ask for the %s: give it by file, credential or descriptor", what)
 	}
 	defer tty.Close()
-	defer restoreOnInterrupt(tty)()
-	fmt.Fprintf(tty, "%s: ", what)
-	secret, err := term.ReadPassword(int(tty.Fd()))
+	fd := int(tty.Fd())
+	state, err := term.GetState(fd)
+	if err != nil {
+		return nil, Usage("nothing can be entered for the %s: %s", what, err)
+	}
+	secret, err := Await(func() ([]byte, error) {
+		fmt.Fprintf(tty, "%s: ", what)
+		return term.ReadPassword(fd)
+	})
+	if errors.Is(err, context.Canceled) {
+		_ = term.Restore(fd, state) // the read, which would do it, is still waiting
+	}
 	fmt.Fprintln(tty)
+	if errors.Is(err, context.Canceled) {
+		return nil, err
+	}
 	if err != nil {
 		return nil, Usage("nothing was entered for the %s", what)
 	}
