@@ -63,7 +63,7 @@ func (s sessionsConfig) validate() error {
 		{"requests_per_user", s.RequestsPerUser}, {"request_rate", s.RequestRate},
 	} {
 		if limit.value < 1 {
-			return cli.Usage("sessions.%s is %d: at least 1", limit.key, limit.value)
+			return cli.Misconfigured("sessions.%s is %d: at least 1", limit.key, limit.value)
 		}
 	}
 	for _, timeout := range []struct {
@@ -74,11 +74,11 @@ func (s sessionsConfig) validate() error {
 		{"drain_timeout", s.DrainTimeout}, {"failure_pause", s.FailurePause}, {"failure_maximum", s.FailureMaximum},
 	} {
 		if timeout.value <= 0 {
-			return cli.Usage("sessions.%s is %s: more than 0, for example 30s", timeout.key, timeout.value)
+			return cli.Misconfigured("sessions.%s is %s: more than 0, for example 30s", timeout.key, timeout.value)
 		}
 	}
 	if s.Lease < 0 {
-		return cli.Usage("sessions.lease is %s: 0 for as long as a session, or how long an unlock lasts", s.Lease)
+		return cli.Misconfigured("sessions.lease is %s: 0 for as long as a session, or how long an unlock lasts", s.Lease)
 	}
 	return nil
 }

@@ -33,17 +33,17 @@ type observeConfig struct {
 
 func (o *observeConfig) validate() error {
 	if err := observe.Validate(o.Listen, o.UnsafeAnyAddress); err != nil {
-		return cli.Usage("observe.listen: %s", err)
+		return cli.Misconfigured("observe.listen: %s", err)
 	}
 	switch {
 	case o.CanaryDeadline <= 0:
-		return cli.Usage("observe.canary_deadline is %s: more than 0, for example 2s", o.CanaryDeadline)
+		return cli.Misconfigured("observe.canary_deadline is %s: more than 0, for example 2s", o.CanaryDeadline)
 	case o.CanaryKey == "":
 		return nil
 	case o.CanaryUser == "":
-		return cli.Usage("observe.canary_user is not set: name the user to whom observe.canary_key is granted")
+		return cli.Misconfigured("observe.canary_user is not set: name the user to whom observe.canary_key is granted")
 	case o.CanaryPassphraseFile == "" && o.CanaryPassphraseCredential == "":
-		return cli.Usage("observe.canary_key needs a passphrase: set observe.canary_passphrase_file or observe.canary_passphrase_credential")
+		return cli.Misconfigured("observe.canary_key needs a passphrase: set observe.canary_passphrase_file or observe.canary_passphrase_credential")
 	}
 	return nil
 }
