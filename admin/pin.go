@@ -70,6 +70,11 @@ func (o *Office) stageAndCarryOut(ctx context.Context, s *users.Snapshot, open t
 
 // rewrapped returns all grants of a token with a PIN staged.
 func rewrapped(s *users.Snapshot, tokenID int64, pin []byte) ([]users.Grant, error) {
+	for _, row := range s.Unreadable() {
+		if row.Kind == "grant" { // which might be the token's, and would keep the old PIN
+			return nil, fmt.Errorf("admin: a PIN is changed in all grants, and one cannot be read: %s %d: %w", row.Kind, row.ID, row.Err)
+		}
+	}
 	var grants []users.Grant
 	for _, grant := range s.Grants() {
 		if grant.TokenID != tokenID {

@@ -234,6 +234,26 @@ func TestTheOldPINIsWrongInTheMomentOfTheChange(t *testing.T) {
 	}
 }
 
+// damaged is a store with a grant that cannot be read.
+type damaged struct{ users.Store }
+
+func (d damaged) Snapshot(ctx context.Context) (*users.Snapshot, error) {
+	s, err := d.Store.Snapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	row := users.Unreadable{Kind: "grant", ID: 77, Err: users.ErrUnreadable}
+	return users.NewSnapshot(s.Revision, s.Users(), s.Tokens(), s.Keys(), s.Grants(), row), nil
+}
+
+func TestNoPINChangesWhileAGrantCannotBeRead(t *testing.T) {
+	s := newScene(t)
+	s.Store = damaged{s.Store}
+	s.wantError("change", s.ChangePIN(s.ctx, s.alice, "hsm", []byte(secondPIN)), users.ErrUnreadable)
+	s.settled(firstPIN)
+	s.noError("alice signs", s.signs(s.alice))
+}
+
 func TestSomebodyElseSettlesFirst(t *testing.T) {
 	for name, act := range map[string]func(*scene, *Office) error{
 		"a signer logs in":    func(s *scene, other *Office) error { return signs(s.t, other, s.alice, "release") },

@@ -241,7 +241,9 @@ type fakeStore struct {
 	keys     []users.Key
 	grants   []users.Grant
 	events   []string // what the ledger was told
-	failures []users.UnlockFailures
+
+	unreadable []users.Unreadable
+	failures   []users.UnlockFailures
 }
 
 func (s *fakeStore) Snapshot(context.Context) (*users.Snapshot, error) {
@@ -250,7 +252,7 @@ func (s *fakeStore) Snapshot(context.Context) (*users.Snapshot, error) {
 	if s.fails != nil {
 		return nil, s.fails
 	}
-	return users.NewSnapshot(s.revision, slices.Clone(s.users), slices.Clone(s.tokens), slices.Clone(s.keys), slices.Clone(s.grants)), nil
+	return users.NewSnapshot(s.revision, slices.Clone(s.users), slices.Clone(s.tokens), slices.Clone(s.keys), slices.Clone(s.grants), slices.Clone(s.unreadable)...), nil
 }
 
 func (s *fakeStore) Revision(context.Context) (int64, error) {

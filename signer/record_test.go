@@ -322,7 +322,7 @@ func TestTheLogTellsHowManyLinesWereLeftOut(t *testing.T) {
 	logs := &lockedBuffer{}
 	r := newRefusals(&Config{RefusalBurst: 1, RefusalEvery: 20 * time.Millisecond}, nil)
 	log := slog.New(slog.NewTextHandler(logs, nil))
-	for deadline := time.Now().Add(patience); !strings.Contains(logs.String(), "similar_lines_left_out="); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(patience); !strings.Contains(logs.String(), "suppressed="); time.Sleep(time.Millisecond) {
 		r.logger(1, log).Info("refused")
 		if time.Now().After(deadline) {
 			t.Fatalf("logged:\n%s", logs)

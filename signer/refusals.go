@@ -95,7 +95,7 @@ func (r *refusals) logger(userID int64, log *slog.Logger) *slog.Logger {
 		return slog.New(slog.DiscardHandler)
 	}
 	if u.unsaid > 0 {
-		log = log.With("similar_lines_left_out", u.unsaid)
+		log = log.With("suppressed", u.unsaid)
 		u.unsaid = 0
 	}
 	return log

@@ -222,6 +222,7 @@ func (s *Server) Serve(ctx context.Context, accept AcceptFunc) error {
 	watching, stopWatching := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWatching()
 	changed := func(next *users.Snapshot) {
+		s.complain(next)
 		s.catalogue.Store(newCatalogue(next))
 		s.snapshot.Store(next)
 		s.tokens.update(watching, next)
@@ -250,6 +251,21 @@ func (s *Server) Serve(ctx context.Context, accept AcceptFunc) error {
 	s.refusals.close()
 	stopWatching()
 	return errors.Join(err, s.tokens.wait(s.cfg.closeTimeout))
+}
+
+// complain logs which rows of the store nobody can use, when they are not those of the snapshot before.
+func (s *Server) complain(next *users.Snapshot) {
+	known := make(map[string]bool)
+	if before := s.snapshot.Load(); before != nil {
+		for _, row := range before.Unreadable() {
+			known[row.String()] = true
+		}
+	}
+	for _, row := range next.Unreadable() {
+		if !known[row.String()] {
+			s.log.Error("a row of the store is left out, so that nobody can use it", "row", row.Kind, "id", row.ID, "error", row.Err)
+		}
+	}
 }
 
 // Refresh takes up what the store holds now, without waiting for the next poll:

@@ -191,6 +191,25 @@ func TestAKeyRegisteredLaterCanBeUsedAtOnce(t *testing.T) {
 	}
 }
 
+func TestRowsThatCannotBeReadAreLoggedOnce(t *testing.T) {
+	w := newWorld(t)
+	c := w.unlockedClient("p256")
+	w.change(func(s *fakeStore) {
+		s.unreadable = []users.Unreadable{{Kind: "grant", ID: 77, Err: users.ErrUnreadable}}
+		s.keys[w.keyID("p256")-1].Disabled = true
+	})
+	c.refused(signRequest("p256"), wire.CodeKeyDisabled) // what else has changed is seen
+	w.change(func(s *fakeStore) {})
+	w.change(func(s *fakeStore) {
+		s.unreadable = append(s.unreadable, users.Unreadable{Kind: "key", ID: 78, Err: users.ErrUnreadable})
+	})
+	for _, row := range []string{"row=grant id=77", "row=key id=78"} {
+		if n := strings.Count(w.logs.String(), row); n != 1 {
+			t.Errorf("%s is logged %d times", row, n)
+		}
+	}
+}
+
 func TestTheSoftToken(t *testing.T) {
 	directory := filepath.Join(t.TempDir(), "token")
 	info, public := makeSoftToken(t, directory)

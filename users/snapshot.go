@@ -2,6 +2,7 @@ package users
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"time"
 
@@ -17,6 +18,8 @@ type Snapshot struct {
 	keys   []Key
 	grants []Grant
 
+	unreadable []Unreadable
+
 	usersByName  map[string]*User
 	usersByID    map[int64]*User
 	tokensByName map[string]*Token
@@ -27,14 +30,24 @@ type Snapshot struct {
 	grantsByUser map[int64][]*Grant
 }
 
-// NewSnapshot indexes what a Store has read. It keeps the slices and sorts them by ID.
-func NewSnapshot(revision int64, users []User, tokens []Token, keys []Key, grants []Grant) *Snapshot {
+// Unreadable is a row that is left out of a Snapshot, so that nobody can use it.
+type Unreadable struct {
+	Kind string // user, token, key, certificate or grant
+	ID   int64
+	Err  error // wraps ErrUnreadable
+}
+
+// String tells for people which row it is and why it is left out.
+func (u Unreadable) String() string { return fmt.Sprintf("%s %d: %s", u.Kind, u.ID, u.Err) }
+
+// NewSnapshot indexes what a Store has read, and what it could not read. It keeps the slices and sorts them by ID.
+func NewSnapshot(revision int64, users []User, tokens []Token, keys []Key, grants []Grant, unreadable ...Unreadable) *Snapshot {
 	slices.SortFunc(users, func(a, b User) int { return cmp.Compare(a.ID, b.ID) })
 	slices.SortFunc(tokens, func(a, b Token) int { return cmp.Compare(a.ID, b.ID) })
 	slices.SortFunc(keys, func(a, b Key) int { return cmp.Compare(a.ID, b.ID) })
 	slices.SortFunc(grants, func(a, b Grant) int { return cmp.Compare(a.ID, b.ID) })
 	s := &Snapshot{
-		Revision: revision, users: users, tokens: tokens, keys: keys, grants: grants,
+		Revision: revision, users: users, tokens: tokens, keys: keys, grants: grants, unreadable: unreadable,
 		usersByName: index(users, func(u *User) string { return u.Name }), usersByID: index(users, func(u *User) int64 { return u.ID }),
 		tokensByName: index(tokens, func(t *Token) string { return t.Name }), tokensByID: index(tokens, func(t *Token) int64 { return t.ID }),
 		keysByName: index(keys, func(k *Key) string { return k.Name }), keysByID: index(keys, func(k *Key) int64 { return k.ID }),
@@ -59,6 +72,9 @@ func (s *Snapshot) Keys() []Key { return s.keys }
 
 // Grants returns all grants by ascending ID.
 func (s *Snapshot) Grants() []Grant { return s.grants }
+
+// Unreadable returns the rows that were left out.
+func (s *Snapshot) Unreadable() []Unreadable { return s.unreadable }
 
 // User finds a user by name.
 func (s *Snapshot) User(name string) (*User, bool) { return found(s.usersByName, name) }

@@ -17,7 +17,9 @@ import (
 // methods that take a grant refuse another one than the token's with ErrStale, and so they do
 // when Staged is not there exactly while a PIN change is in flight.
 type Store interface {
-	// Snapshot reads everything in one consistent read.
+	// Snapshot reads everything in one consistent read. A row that cannot be understood is left out, with all that
+	// depends on it, and listed by Snapshot.Unreadable: it must not keep others' changes, such as a
+	// revocation, from being seen. An error means that nothing could be read.
 	Snapshot(ctx context.Context) (*Snapshot, error)
 	// Revision is a number that every change of any process moves. It is cheap: a daemon polls it.
 	Revision(ctx context.Context) (int64, error)

@@ -45,6 +45,8 @@ var (
 	ErrStale = errors.New("users: changed meanwhile")
 	// ErrPINRejected says that the token rejected this PIN earlier, so that it is not sent again.
 	ErrPINRejected = errors.New("users: the token rejected this PIN earlier")
+	// ErrUnreadable says that a row of the database cannot have been written by Chancery.
+	ErrUnreadable = errors.New("users: a row of the database cannot be read")
 	// ErrFinalTry says that the token's next wrong PIN would lock it, so that none is sent.
 	ErrFinalTry = errors.New("users: the next wrong PIN locks the token")
 )

@@ -68,6 +68,7 @@ var kinds = []kind{
 
 	{access.ErrEnrolment, cli.ExitUsage, "bad_enrolment", "have the user run 'chancery enroll' again and send the whole line"},
 	{access.ErrParameters, cli.ExitUsage, "bad_enrolment", "have the user run 'chancery enroll' again"},
+	{users.ErrUnreadable, cli.ExitFailed, "database_damaged", restoreDatabase},
 	{access.ErrMalformed, cli.ExitFailed, "database_damaged", restoreDatabase},
 
 	{openpgp.ErrOptions, cli.ExitUsage, "usage", ""},

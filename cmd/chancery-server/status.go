@@ -33,6 +33,7 @@ type databaseView struct {
 	ExpiredGrants       int      `json:"expired_grants"`
 	PINChangesInFlight  []string `json:"pin_changes_in_flight"`
 	TokensRejectingPINs []string `json:"tokens_rejecting_pins"`
+	UnreadableRows      []string `json:"unreadable_rows"` // left out, so that nobody can use them
 }
 
 // liveStatus is what the running daemon tells over its control socket.
@@ -83,6 +84,7 @@ func viewDatabase(c *config, s *users.Snapshot) databaseView {
 	view := databaseView{
 		Path: c.database(), Revision: s.Revision, Users: len(s.Users()), Tokens: len(s.Tokens()), Keys: len(s.Keys()), Grants: len(s.Grants()),
 		SoftwareTokens: []string{}, PINChangesInFlight: []string{}, TokensRejectingPINs: []string{},
+		UnreadableRows: collect(s.Unreadable(), func(row users.Unreadable) string { return plain(row.String()) }),
 	}
 	for _, u := range s.Users() {
 		view.DisabledUsers += number(u.Disabled)
@@ -118,6 +120,9 @@ func (v *statusView) fields(c *config) []field {
 		{"grants", fmt.Sprintf("%d (%d expired)", d.Grants, d.ExpiredGrants)},
 		{"PIN changes in flight", orNone(d.PINChangesInFlight)},
 		{"PIN rejected by", orNone(d.TokensRejectingPINs)},
+	}
+	for _, row := range d.UnreadableRows {
+		fields = append(fields, field{"LEFT OUT", row + " (nobody can use it; restore the database from its backup)"})
 	}
 	if v.Daemon == nil {
 		return append(fields, field{"daemon", "not running (nothing answers on " + c.socket() + ")"})

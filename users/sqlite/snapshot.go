@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"database/sql"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,7 +17,7 @@ import (
 	"chancery/users"
 )
 
-// Snapshot reads everything in one transaction. A row that Chancery cannot have written is an error.
+// Snapshot reads everything in one transaction. What Chancery cannot have written is left out, with all that depends on it.
 func (s *Store) Snapshot(ctx context.Context) (*users.Snapshot, error) {
 	tx, err := s.db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {
@@ -30,8 +31,9 @@ func (s *Store) Snapshot(ctx context.Context) (*users.Snapshot, error) {
 
 // reader reads rows within one transaction.
 type reader struct {
-	ctx context.Context
-	tx  *sql.Tx
+	ctx        context.Context
+	tx         *sql.Tx
+	unreadable []users.Unreadable
 }
 
 func (r *reader) all() (*users.Snapshot, error) {
@@ -39,11 +41,11 @@ func (r *reader) all() (*users.Snapshot, error) {
 	if err := r.tx.QueryRowContext(r.ctx, `SELECT number FROM revision`).Scan(&revision); err != nil {
 		return nil, err
 	}
-	people, err := read(r, `SELECT id, name, disabled, created_at FROM users`, scanUser)
+	people, err := read(r, "user", `SELECT id, name, disabled, created_at FROM users`, scanUser)
 	if err != nil {
 		return nil, err
 	}
-	tokens, err := read(r, `SELECT id, name, driver, location, serial, label, hardware, max_sessions, reload,
+	tokens, err := read(r, "token", `SELECT id, name, driver, location, serial, label, hardware, max_sessions, reload,
 		pin_version, pin_staged, pin_rejected, staged_rejected, created_at FROM tokens`, scanToken)
 	if err != nil {
 		return nil, err
@@ -52,16 +54,50 @@ func (r *reader) all() (*users.Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	grants, err := read(r, `SELECT grants.id, user_id, token_id, key_id, role, expires, generation, pin_version, access_key,
-		wrapped, staged, grants.created_at, created_by, lease_seconds, lease_uses FROM grants JOIN tokens ON tokens.id = token_id`, scanGrant)
+	grants, err := read(r, "grant", `SELECT grants.id, user_id, token_id, key_id, role, expires, generation, coalesce(pin_version, 0), access_key,
+		wrapped, staged, grants.created_at, created_by, lease_seconds, lease_uses FROM grants LEFT JOIN tokens ON tokens.id = token_id`, scanGrant)
 	if err != nil {
 		return nil, err
 	}
-	return users.NewSnapshot(revision, people, tokens, keys, grants), nil
+	keys, grants = r.complete(people, tokens, keys, grants)
+	return users.NewSnapshot(revision, people, tokens, keys, grants, r.unreadable...), nil
 }
 
-// read scans every row of a query.
-func read[T any](r *reader, query string, scan func(*sql.Rows) (T, error)) ([]T, error) {
+// complete leaves out what refers to something that is not there: it was left out, or somebody wrote to the database
+// without its rules.
+func (r *reader) complete(people []users.User, tokens []users.Token, keys []users.Key, grants []users.Grant) ([]users.Key, []users.Grant) {
+	userIDs, tokenIDs, keyIDs := make(map[int64]bool), make(map[int64]bool), make(map[int64]bool)
+	for _, u := range people {
+		userIDs[u.ID] = true
+	}
+	for _, t := range tokens {
+		tokenIDs[t.ID] = true
+	}
+	keys = slices.DeleteFunc(keys, func(k users.Key) bool {
+		if !tokenIDs[k.TokenID] {
+			r.leaveOut("key", k.ID, fmt.Errorf("its token %d is missing or cannot be read", k.TokenID))
+			return true
+		}
+		keyIDs[k.ID] = true
+		return false
+	})
+	grants = slices.DeleteFunc(grants, func(g users.Grant) bool {
+		if userIDs[g.UserID] && tokenIDs[g.TokenID] && (g.KeyID == 0 || keyIDs[g.KeyID]) {
+			return false
+		}
+		r.leaveOut("grant", g.ID, errors.New("its user, token or key is missing or cannot be read"))
+		return true
+	})
+	return keys, grants
+}
+
+func (r *reader) leaveOut(kind string, id int64, why error) {
+	r.unreadable = append(r.unreadable, users.Unreadable{Kind: kind, ID: id, Err: fmt.Errorf("%w: %w", users.ErrUnreadable, why)})
+}
+
+// read scans every row of a query whose first column is the identifier. A row that cannot be scanned is left out; the
+// error is the database's.
+func read[T any](r *reader, kind, query string, scan func(*sql.Rows) (T, error)) ([]T, error) {
 	rows, err := r.tx.QueryContext(r.ctx, query)
 	if err != nil {
 		return nil, err
@@ -71,11 +107,29 @@ func read[T any](r *reader, query string, scan func(*sql.Rows) (T, error)) ([]T,
 	for rows.Next() {
 		value, err := scan(rows)
 		if err != nil {
-			return nil, err
+			r.leaveOut(kind, identifier(rows), err)
+			continue
 		}
 		all = append(all, value)
 	}
 	return all, rows.Err()
+}
+
+// identifier is the first column of a row that could not be scanned, or 0.
+func identifier(rows *sql.Rows) int64 {
+	columns, err := rows.Columns()
+	if err != nil {
+		return 0
+	}
+	values, targets := make([]any, len(columns)), make([]any, len(columns))
+	for i := range values {
+		targets[i] = &values[i]
+	}
+	if err := rows.Scan(targets...); err != nil {
+		return 0
+	}
+	id, _ := values[0].(int64)
+	return id
 }
 
 func scanUser(rows *sql.Rows) (u users.User, err error) {
@@ -107,7 +161,7 @@ func scanGrant(rows *sql.Rows) (g users.Grant, err error) {
 		g.Expires = fromUnix(expires.Int64)
 	}
 	if g.Access, err = access.ParsePublicKey(accessKey); err != nil {
-		return g, fmt.Errorf("users/sqlite: grant %d: %w", g.ID, err)
+		return g, fmt.Errorf("its access key: %w", err)
 	}
 	return g, nil
 }
@@ -131,11 +185,11 @@ func scanKey(rows *sql.Rows) (k users.Key, err error) {
 
 // keys reads all keys with their certificates.
 func (r *reader) keys() ([]users.Key, error) {
-	certificates, err := read(r, `SELECT id, key_id, kind, name, fingerprint, armored, created_at FROM certificates`, scanCertificate)
+	certificates, err := read(r, "certificate", `SELECT id, key_id, kind, name, fingerprint, armored, created_at FROM certificates`, scanCertificate)
 	if err != nil {
 		return nil, err
 	}
-	keys, err := read(r, `SELECT id, name, token_id, token_key_id, algorithm, public, handle, origin, disabled, created_at FROM keys`, scanKey)
+	keys, err := read(r, "key", `SELECT id, name, token_id, token_key_id, algorithm, public, handle, origin, disabled, created_at FROM keys`, scanKey)
 	if err != nil {
 		return nil, err
 	}
@@ -160,11 +214,11 @@ func sortCertificates(certificates []users.Certificate) {
 // checkKey refuses a key whose handle, to which its grants are bound, is not its public half's.
 func checkKey(k *users.Key) error {
 	if _, err := token.ParseAlgorithm(string(k.Algorithm)); err != nil {
-		return fmt.Errorf("users/sqlite: key %q: %w", k.Name, err)
+		return fmt.Errorf("%q: %w", k.Name, err)
 	}
 	sum := sha256.Sum256(k.Public)
 	if strings.ToUpper(hex.EncodeToString(sum[:])) != k.Handle {
-		return fmt.Errorf("users/sqlite: key %q: its handle is not that of its public half", k.Name)
+		return fmt.Errorf("%q: its handle is not that of its public half", k.Name)
 	}
 	return nil
 }

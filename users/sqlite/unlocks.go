@@ -29,7 +29,11 @@ func (s *Store) UnlockFailures(ctx context.Context) ([]users.UnlockFailures, err
 		return nil, s.explain(err)
 	}
 	defer tx.Rollback()
-	failures, err := read(&reader{ctx: ctx, tx: tx}, `SELECT user_id, key_id, count, last_at FROM unlock_failures ORDER BY user_id, key_id`, scanUnlockFailures)
+	r := &reader{ctx: ctx, tx: tx}
+	failures, err := read(r, "failed unlocks of user", `SELECT user_id, key_id, count, last_at FROM unlock_failures ORDER BY user_id, key_id`, scanUnlockFailures)
+	if err == nil && len(r.unreadable) > 0 { // to forget it would let a guesser begin anew
+		return nil, fmt.Errorf("users/sqlite: %s: %w", r.unreadable[0], r.unreadable[0].Err)
+	}
 	return failures, s.explain(err)
 }
 

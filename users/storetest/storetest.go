@@ -114,7 +114,11 @@ func (f *fixture) grant(user users.User, role users.Role) users.Grant {
 
 func (f *fixture) snapshot(t testing.TB) *users.Snapshot {
 	t.Helper()
-	return must(f.Snapshot(f.ctx))(t)
+	s := must(f.Snapshot(f.ctx))(t)
+	if rows := s.Unreadable(); len(rows) > 0 {
+		t.Errorf("cannot be read: %v", rows)
+	}
+	return s
 }
 
 func (f *fixture) currentToken(t testing.TB) *users.Token {
