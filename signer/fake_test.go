@@ -30,6 +30,15 @@ type fakeToken struct {
 	absent   bool // not there at all
 	opens    int
 	tries    []string // every PIN that was sent
+	panics   string   // the operation that does
+}
+
+func (f *fakeToken) panicIn(operation string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.panics == operation {
+		panic(operation)
+	}
 }
 
 // fakeSession is a fakeToken between Open and Close.
@@ -44,6 +53,9 @@ func (f *fakeToken) open(context.Context, users.Token) (token.Token, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.opens++
+	if f.panics == "open" {
+		panic("open")
+	}
 	if f.absent {
 		return nil, fmt.Errorf("fake: %w", token.ErrTokenAbsent)
 	}
@@ -78,6 +90,7 @@ func (f *fakeSession) ready() error {
 }
 
 func (f *fakeSession) Info(context.Context) (token.Info, error) {
+	f.fakeToken.panicIn("info")
 	if err := f.ready(); err != nil {
 		return token.Info{}, err
 	}
@@ -106,6 +119,7 @@ func (f *fakeSession) Login(_ context.Context, pin []byte) error {
 }
 
 func (f *fakeSession) Keys(context.Context) ([]token.KeyInfo, error) {
+	f.fakeToken.panicIn("keys")
 	if err := f.ready(); err != nil {
 		return nil, err
 	}
@@ -135,6 +149,7 @@ func (f *fakeSession) Close() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.closed = true
+	f.fakeToken.panicIn("close")
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/rand/v2"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -124,7 +125,7 @@ func (s *slot) keep() {
 		}
 		if home == nil {
 			home = s.open()
-		} else if err := s.compare(home); err != nil {
+		} else if err := s.guard(func() error { return s.compare(home) }); err != nil {
 			home.failed(err)
 		}
 		var again <-chan time.Time
@@ -161,7 +162,10 @@ func (s *slot) open() *openToken {
 	s.mu.Lock()
 	home := &openToken{slot: s, record: s.record, round: s.round, keys: make(map[int64]token.Key)}
 	s.mu.Unlock()
-	if err := s.openChecked(home); err != nil {
+	if err := s.guard(func() error { return s.openChecked(home) }); err != nil {
+		if home.Token != nil {
+			err = errors.Join(err, s.guard(home.Token.Close))
+		}
 		s.note(StateAbsent, nil, err)
 		return nil
 	}
@@ -169,7 +173,7 @@ func (s *slot) open() *openToken {
 	return home
 }
 
-// openChecked opens the token and makes sure that it is the registered one.
+// openChecked opens the token and makes sure that it is the registered one. After an error the caller closes what was opened.
 func (s *slot) openChecked(home *openToken) error {
 	ctx, cancel := context.WithTimeout(s.ctx, s.cfg.OpenTimeout)
 	defer cancel()
@@ -177,18 +181,33 @@ func (s *slot) openChecked(home *openToken) error {
 	if err != nil {
 		return err
 	}
+	home.Token = opened
 	info, err := opened.Info(ctx)
 	if err == nil && info.Serial != home.record.Serial {
 		err = fmt.Errorf("the token found has serial %q, registered is %q: %w", info.Serial, home.record.Serial, token.ErrTokenAbsent)
 	}
 	if err != nil {
-		return errors.Join(err, opened.Close())
+		return err
 	}
-	home.Token = opened
 	if err := s.compare(home); isLost(err) {
-		return errors.Join(err, opened.Close())
+		return err
 	}
 	return nil
+}
+
+// errDriverPanicked takes the token for lost, so that it is opened anew.
+var errDriverPanicked = fmt.Errorf("its driver panicked, and the log says where: %w", token.ErrTokenAbsent)
+
+// guard turns a panic of a token's driver, or over what it returned, into an error: one broken token must not
+// end the daemon for the others.
+func (s *slot) guard(work func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.log.Error("panic over a token", "panic", fmt.Sprint(p), "stack", string(debug.Stack()))
+			err = errDriverPanicked
+		}
+	}()
+	return work()
 }
 
 // compare looks for registered keys whose public half is another on the token.
@@ -249,7 +268,7 @@ func (s *slot) note(state string, home *openToken, err error) {
 func (s *slot) close(home *openToken) {
 	home.retire()
 	s.note(StateOpening, nil, nil)
-	if err := home.Close(); err != nil {
+	if err := s.guard(home.Close); err != nil {
 		s.log.Warn("closing the token", "error", err)
 	}
 }

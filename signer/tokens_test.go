@@ -210,6 +210,44 @@ func TestRowsThatCannotBeReadAreLoggedOnce(t *testing.T) {
 	}
 }
 
+func TestAPanicOverATokenIsThatTokensTrouble(t *testing.T) {
+	for _, operation := range []string{"open", "info", "keys"} {
+		t.Run(operation, func(t *testing.T) {
+			w := newWorld(t, func(w *world, _ *Config) { w.token.panics = operation })
+			w.awaitToken(StateAbsent)
+			c := w.connect("alice", true)
+			want[*wire.WhoAmIReply](c, c.call(&wire.WhoAmI{}))
+			c.refused(unlockRequest("p256", passphrase), wire.CodeTokenAbsent)
+			if status := w.server.Status().Tokens[0]; !strings.Contains(status.Error, "driver panicked") {
+				t.Errorf("status %+v", status)
+			}
+			w.token.change(func(f *fakeToken) { f.panics = "" })
+			w.awaitToken(StateReady)
+			want[*wire.UnlockReply](c, c.call(unlockRequest("p256", passphrase)))
+		})
+	}
+}
+
+func TestAPanicWhileComparingOrClosingOpensTheTokenAnew(t *testing.T) {
+	for name, start := range map[string]func(*world){
+		"keys":  func(w *world) { w.change(func(s *fakeStore) { s.keys[0].TokenKeyID = []byte("moved") }) },
+		"close": func(w *world) { w.server.Reopen() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.awaitToken(StateReady)
+			w.token.change(func(f *fakeToken) { f.panics = name })
+			start(w)
+			w.awaitLog("panic over a token")
+			w.token.change(func(f *fakeToken) { f.panics = "" })
+			w.eventually("the token to be opened again", func() bool { return w.opens() > 1 })
+			w.awaitToken(StateReady)
+			c := w.unlockedClient("p256")
+			want[*wire.SignReply](c, c.call(signRequest("p256")))
+		})
+	}
+}
+
 func TestTheSoftToken(t *testing.T) {
 	directory := filepath.Join(t.TempDir(), "token")
 	info, public := makeSoftToken(t, directory)
