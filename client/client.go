@@ -139,20 +139,34 @@ func (c *Client) request(ctx context.Context, key string, compose composer) (wir
 	if key == "" {
 		return conn.ask(ctx, compose)
 	}
-	number, err := c.ensureUnlocked(ctx, conn, key)
-	if err != nil {
-		return nil, err
+	return c.askUnlocked(ctx, conn, key, compose)
+}
+
+// askUnlocked unlocks the key where it is not, and again when the server has forgotten that: the
+// token was restarted, or what one unlock is good for is used up. The latter may happen to one of many requests time
+// and again, so that it goes on for as long as unlocking is of use to any of them.
+func (c *Client) askUnlocked(ctx context.Context, conn *connection, key string, compose composer) (wire.ResponseBody, error) {
+	served := conn.unlocks.servedBy(key)
+	for fruitless := 0; ; fruitless++ {
+		number, err := c.ensureUnlocked(ctx, conn, key)
+		if err != nil {
+			return nil, err
+		}
+		reply, err := conn.ask(ctx, compose)
+		if err == nil {
+			conn.unlocks.serve(key)
+		}
+		if number == 0 || !errors.Is(err, wire.NewError(wire.CodeNotUnlocked)) {
+			return reply, err
+		}
+		conn.unlocks.expired(key, number)
+		if now := conn.unlocks.servedBy(key); now != served {
+			served, fruitless = now, 0
+		}
+		if fruitless > 1 { // once, the answers to others may still be on their way
+			return reply, err
+		}
 	}
-	reply, err := conn.ask(ctx, compose)
-	if number == 0 || !errors.Is(err, wire.NewError(wire.CodeNotUnlocked)) {
-		return reply, err
-	}
-	// The server forgot the unlock, as after a restart of the token.
-	conn.unlocks.expired(key, number)
-	if _, err = c.ensureUnlocked(ctx, conn, key); err != nil {
-		return nil, err
-	}
-	return conn.ask(ctx, compose)
 }
 
 // ask is roundTrip for a connection that the server may want replaced.

@@ -57,10 +57,11 @@ type unlocks struct {
 	mu    sync.Mutex
 	count uint64
 	open  map[string]uint64
+	good  map[string]uint64 // requests that were answered, by key
 }
 
 func newUnlocks() unlocks {
-	return unlocks{gate: make(chan struct{}, 1), open: make(map[string]uint64)}
+	return unlocks{gate: make(chan struct{}, 1), open: make(map[string]uint64), good: make(map[string]uint64)}
 }
 
 // opened returns the number of the key's opening, or zero.
@@ -76,6 +77,19 @@ func (u *unlocks) note(key string) uint64 {
 	u.count++
 	u.open[key] = u.count
 	return u.count
+}
+
+// serve notes that the key was open for a request, and servedBy for how many it was.
+func (u *unlocks) serve(key string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.good[key]++
+}
+
+func (u *unlocks) servedBy(key string) uint64 {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.good[key]
 }
 
 // expired notes that the opening of this number is gone.

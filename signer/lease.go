@@ -5,7 +5,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"chancery/tunnel/wire"
 	"chancery/users"
 )
 
@@ -34,7 +33,7 @@ func (s *Server) newLease(grant *users.Grant, now time.Time) *lease {
 func (l *lease) ended(now time.Time) bool { return !l.ends.IsZero() && !now.Before(l.ends) }
 
 // take uses the lease for n signatures, or not at all. What a token then fails to sign is
-// used up all the same: nobody knows what it did.
+// used up all the same: nobody knows what it did. What others took it for goes on when it is used up.
 func (l *lease) take(n int) error {
 	if !l.limited {
 		return nil
@@ -51,13 +50,4 @@ func (l *lease) take(n int) error {
 			return nil
 		}
 	}
-}
-
-// spend takes n signatures off the lease of what was unlocked, which is forgotten where they are not there.
-func (t *session) spend(opened unlocked, n int) error {
-	err := opened.lease.take(n)
-	if err != nil && wire.CodeNotUnlocked == toWire(err, "").Code {
-		t.forget(opened)
-	}
-	return err
 }

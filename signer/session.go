@@ -212,7 +212,7 @@ func (t *session) endOfStream(ctx, reading context.Context, err error) error {
 // 16 KiB of its frame and of a large reply. A single request never exceeds a limit.
 func (s *Server) requestWeight(size int) int64 {
 	const unit = 16 << 10
-	return int64(min(1+size/unit, s.cfg.SessionRequests, s.cfg.ServerRequests))
+	return int64(min(1+size/unit, s.cfg.SessionRequests, s.cfg.UserRequests, s.cfg.ServerRequests))
 }
 
 // admit waits until the request fits into the session's, the user's and the

@@ -33,7 +33,7 @@ func (t *session) sign(ctx context.Context, id uint64, request *wire.Sign) (wire
 	if err := t.server.recordable(); err != nil {
 		return nil, err
 	}
-	if err := t.spend(opened, 1); err != nil {
+	if err := opened.lease.take(1); err != nil {
 		return nil, err
 	}
 	signature, err := t.perform(ctx, opened, j)
@@ -61,7 +61,7 @@ func (t *session) signAll(ctx context.Context, id uint64, request *wire.SignAll)
 	if err := t.server.recordable(); err != nil {
 		return nil, err
 	}
-	if err := t.spend(opened, len(jobs)); err != nil {
+	if err := opened.lease.take(len(jobs)); err != nil {
 		return nil, err
 	}
 	signatures := make([]wire.Signature, len(jobs))
