@@ -87,7 +87,9 @@ func (pic picture) save(path string) error {
 	aligned := plot.Align(pic.plots, tiles, below)
 	for i := range pic.plots {
 		for j, p := range pic.plots[i] {
-			p.Draw(aligned[i][j])
+			if p != nil {
+				p.Draw(aligned[i][j])
+			}
 		}
 	}
 	file, err := os.Create(path)
@@ -150,10 +152,9 @@ func (r *Results) plotSignatures(path string) error {
 			return err
 		}
 		if i%2 == 0 {
-			pic.plots = append(pic.plots, nil)
+			pic.plots = append(pic.plots, make([]*plot.Plot, 2)) // the last row may have one only
 		}
-		last := len(pic.plots) - 1
-		pic.plots[last] = append(pic.plots[last], p)
+		pic.plots[i/2][i%2] = p
 	}
 	pic.height = vg.Length(3.1*float64(len(pic.plots))+0.6) * vg.Inch
 	return pic.save(path)
