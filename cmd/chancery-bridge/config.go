@@ -83,14 +83,23 @@ func defaultConfig() *config {
 	}
 }
 
-// load reads the configuration and refuses what cannot work.
-func (a *app) load() (*config, string, error) {
+// read returns the configuration as it is written.
+func (a *app) read() (*config, string, error) {
 	c := defaultConfig()
 	file, err := cli.Load(cli.Source{File: a.configFile, Search: []string{defaultConfigFile}, EnvPrefix: environmentPrefix}, c)
 	if err != nil {
 		return nil, "", err
 	}
-	return c, file, c.validate()
+	return c, file, nil
+}
+
+// load reads the configuration and refuses what cannot work.
+func (a *app) load() (*config, error) {
+	c, _, err := a.read()
+	if err != nil {
+		return nil, err
+	}
+	return c, c.validate()
 }
 
 func (c *config) validate() error {
@@ -167,9 +176,9 @@ func (c *config) bridge(log tunnel.Logger, observer bridge.Observer) (*bridge.Br
 
 func (a *app) configCommand() *cobra.Command {
 	return cli.ConfigCommand(
-		func() (any, string, error) { return a.load() },
+		func() (any, string, error) { return a.read() },
 		func() error {
-			c, _, err := a.load()
+			c, err := a.load()
 			if err != nil {
 				return err
 			}

@@ -24,7 +24,7 @@ func (a *app) serveCommand() *cobra.Command {
 			"Certificates, key and revocation lists are loaded again when their files change, at once with SIGHUP.",
 		Args: cli.Args(cobra.NoArgs),
 		RunE: func(command *cobra.Command, _ []string) error {
-			c, _, err := a.load()
+			c, err := a.load()
 			if err != nil {
 				return err
 			}
