@@ -25,8 +25,8 @@ package:
 test *args:
     go test -race -timeout 14m "$@" ./...
 
-# all that can be told without running the main job: format, vet, staticcheck, vulnerabilities, other systems, module files
-check: format-check vet portable vulnerabilities modules
+# all but the tests: format, vet, staticcheck, vulnerabilities, other systems, module files, and ten seconds of each fuzz target
+check: format-check vet portable vulnerabilities modules fuzz
 
 [private]
 format-check:
@@ -36,6 +36,7 @@ format-check:
 vet:
     go vet ./...
     {{tools}} staticcheck ./...
+    go -C bench vet ./...
     go test -count=1 -run '^TestImports' ./internal/imports
 
 # client and bridge must build without cgo wherever people run them
@@ -51,6 +52,7 @@ vulnerabilities:
 modules:
     go mod verify
     go mod tidy -diff
+    go -C bench mod tidy -diff
 
 # run every fuzz target for a while each: fuzz [DURATION]
 fuzz duration="10s":

@@ -228,7 +228,8 @@ func TestTheListIsPutTogetherOncePerSnapshot(t *testing.T) {
 	w := newWorld(t)
 	w.awaitToken(StateReady)
 	first := w.server.catalogue.Load()
-	if &first.keys()[1].key.Certificates[0] != &first.keys()[1].key.Certificates[0] {
+	once, again := first.keys(), first.keys()
+	if &once[1].key.Certificates[0] != &again[1].key.Certificates[0] {
 		t.Error("the keys are described anew for each list")
 	}
 	c := w.connect("alice", true)

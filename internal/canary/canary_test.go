@@ -251,7 +251,9 @@ func TestNoticesLies(t *testing.T) {
 
 func TestFailures(t *testing.T) {
 	m := newMine(t, token.P256)
-	wrong := func(c *canary.Config) { c.Passphrase = func() ([]byte, error) { return []byte("not the passphrase"), nil } }
+	wrong := func(c *canary.Config) {
+		c.Passphrase = func() ([]byte, error) { return []byte("not the passphrase"), nil }
+	}
 	c := m.canary(t, "p256", wrong)
 	if err := sign(t, c); !errors.Is(err, wire.NewError(wire.CodeWrongPassphrase)) {
 		t.Errorf("a wrong passphrase: %v", err)
