@@ -173,6 +173,20 @@ func TestSlowHandshakeHoldsUpNobody(t *testing.T) {
 	tunneltest.Eventually(t, "only the 3 silent handshakes are in progress", func() bool { return w.listener.Stats().Handshaking == 3 })
 }
 
+// TestOneSilentClientHoldsUpNobody has one user fall silent in as many inner handshakes as the bridge lets them have.
+func TestOneSilentClientHoldsUpNobody(t *testing.T) {
+	const perClient = 64 // the bridge's default
+	w := newWorld(t, 1, nil)
+	cfg := w.Client(w.bridge, "mallory")
+	for range perClient {
+		readAck(t, rawOuter(t, cfg, tunnel.NewHello(tunnel.RoleClient)))
+	}
+	tunneltest.Eventually(t, "all silent handshakes are in progress", func() bool { return w.listener.Stats().Handshaking == perClient })
+	if err := checkEcho(dial(t, w.Client(w.bridge, "alice")), 1000); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestCloseUnblocksRead holds that Close ends a Read in another goroutine.
 func TestCloseUnblocksRead(t *testing.T) {
 	w := newWorld(t, 1, nil)

@@ -36,7 +36,8 @@ type Config struct {
 	// KeepAlive is TCP's. Default DefaultKeepAlive.
 	KeepAlive net.KeepAliveConfig
 	// MaxHandshakes bounds the inner handshakes that Listen has in progress
-	// and the sessions that wait for Accept. Default 64.
+	// and the sessions that wait for Accept. Default 128: twice what the bridge
+	// lets one client have, so that one who falls silent does not hold up the others.
 	MaxHandshakes int
 	// RetryMin and RetryMax bound the pause before Listen dials again after a
 	// failure. It doubles from failure to failure, and half of it is random.
@@ -88,7 +89,7 @@ func (c *Config) setDefaults() {
 		c.KeepAlive = DefaultKeepAlive()
 	}
 	if c.MaxHandshakes <= 0 {
-		c.MaxHandshakes = 64
+		c.MaxHandshakes = 128
 	}
 	if c.RetryMin <= 0 {
 		c.RetryMin = 200 * time.Millisecond

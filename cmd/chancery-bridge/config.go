@@ -73,7 +73,7 @@ func defaultConfig() *config {
 		},
 		Limits: limitsConfig{
 			Handshakes: 1024, HandshakesPerAddress: 512, ConnectionRate: 64, ConnectionBurst: 1024,
-			Waiting: 256, Sessions: 1024, SessionsPerClient: 256,
+			Waiting: 256, Sessions: 1024, SessionsPerClient: 64,
 		},
 		Timeouts: timeoutsConfig{
 			Handshake: 10 * time.Second, QueueWait: 12 * time.Second, Stall: time.Minute,

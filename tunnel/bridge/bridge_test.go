@@ -345,6 +345,14 @@ func TestLimits(t *testing.T) {
 		tunneltest.Eventually(t, "the pair is gone", func() bool { return w.Stats().Pairs == 0 })
 		w.pair()
 	})
+	t.Run("per client, as it is without saying", func(t *testing.T) {
+		w := newWorld(t, func(c *bridge.Config) { c.QueueWait = time.Minute })
+		for range 64 {
+			w.client("alice")
+		}
+		w.dial(w.ClientAddr, "alice", hello(tunnel.RoleClient, tunnel.EnumFirst)).ended()
+		w.client("bob") // the queue has room for others
+	})
 	t.Run("sessions", func(t *testing.T) {
 		w := newWorld(t, func(c *bridge.Config) { c.MaxSessions = 1 })
 		first, firstServer := w.pair()

@@ -50,7 +50,8 @@ type Config struct {
 	// their queue. Default 1024.
 	MaxSessions int
 	// MaxPerClient bounds the waiting and paired connections of one client
-	// name, so that one user cannot take all. Default 256.
+	// name, so that one user takes neither the whole queue nor all that a
+	// server shakes hands with at once. Default 64.
 	MaxPerClient int
 
 	// Handshake bounds TLS handshake and hello. Default 10 s.
@@ -101,7 +102,7 @@ func (c Config) prepare() (Config, error) {
 	c.ConnectionBurst = positive(c.ConnectionBurst, 1024)
 	c.MaxWaiting = positive(c.MaxWaiting, 256)
 	c.MaxSessions = positive(c.MaxSessions, 1024)
-	c.MaxPerClient = positive(c.MaxPerClient, 256)
+	c.MaxPerClient = positive(c.MaxPerClient, 64)
 	c.Handshake = positive(c.Handshake, 10*time.Second)
 	c.QueueWait = positive(c.QueueWait, 12*time.Second)
 	c.Stall = positive(c.Stall, time.Minute)
