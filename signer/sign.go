@@ -5,6 +5,7 @@ import (
 	"crypto"
 	"crypto/rsa"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -64,21 +65,8 @@ func (t *session) signAll(ctx context.Context, id uint64, request *wire.SignAll)
 	if err := opened.lease.take(len(jobs)); err != nil {
 		return nil, err
 	}
-	signatures := make([]wire.Signature, len(jobs))
-	group, signing := errgroup.WithContext(ctx)
-	group.SetLimit(t.server.cfg.BatchConcurrency)
-	for i, j := range jobs {
-		group.Go(func() error {
-			return t.guard(func() (err error) {
-				if _, err := t.authorise(request.Key, time.Now()); err != nil {
-					return err
-				}
-				signatures[i], err = t.perform(signing, opened, j)
-				return err
-			})
-		})
-	}
-	if err := group.Wait(); err != nil {
+	signatures, err := t.performAll(ctx, request.Key, opened, jobs)
+	if err != nil {
 		return nil, err
 	}
 	if err := t.recordSigned(ctx, id, signed{request.Key, opened, request.Scheme, jobs, request.Terms}); err != nil {
@@ -103,6 +91,35 @@ func (t *session) perform(ctx context.Context, opened unlocked, j job) (wire.Sig
 		Tag: algorithms[opened.algorithm].Tag(), Bytes: signature,
 		Digest: j.digest.Algorithm, Hash: j.digest.Hex,
 	}, nil
+}
+
+// performAll makes the signatures of a batch, or none: the first failure stops the rest. A fixed
+// set of goroutines takes the jobs in turn, since one for each would cost more than its turn.
+// The grant is looked at before each signature: a batch does not outlive it.
+func (t *session) performAll(ctx context.Context, key string, opened unlocked, jobs []job) ([]wire.Signature, error) {
+	signatures := make([]wire.Signature, len(jobs))
+	var taken atomic.Int64
+	group, signing := errgroup.WithContext(ctx)
+	next := func() error {
+		for i := int(taken.Add(1)) - 1; i < len(jobs); i = int(taken.Add(1)) - 1 {
+			if _, err := t.authorise(key, time.Now()); err != nil {
+				return err
+			}
+			signature, err := t.perform(signing, opened, jobs[i])
+			if err != nil {
+				return err
+			}
+			signatures[i] = signature
+		}
+		return nil
+	}
+	for range min(t.server.cfg.BatchConcurrency, len(jobs)) {
+		group.Go(func() error { return t.guard(next) })
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	return signatures, nil
 }
 
 // ask calls the token, and is observed.
