@@ -34,7 +34,7 @@ func (a *app) serveCommand() *cobra.Command {
 		Long: `Run the daemon until SIGTERM or SIGINT. Requests in flight then have
 sessions.drain_timeout to end; a second signal ends them at once. SIGHUP closes all
 tokens and opens them again. Certificates, key and revocation lists are loaded again
-when their files change. No PIN is needed: each user's passphrase unlocks what is theirs.`,
+when their files change, at once with SIGHUP. No PIN is needed: each user's passphrase unlocks what is theirs.`,
 		Args: cli.Args(cobra.NoArgs),
 		RunE: func(command *cobra.Command, _ []string) error {
 			c, err := a.loadConfig()
@@ -141,7 +141,7 @@ func (d *daemon) run(ctx context.Context, legs *tunnel.Config) error {
 	return errors.Join(err, d.listener.Close())
 }
 
-// reopenOnHangup has all tokens closed and opened again with each SIGHUP.
+// reopenOnHangup loads the certificates and has all tokens closed and opened again with each SIGHUP.
 func (d *daemon) reopenOnHangup(ctx context.Context) {
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
@@ -152,7 +152,9 @@ func (d *daemon) reopenOnHangup(ctx context.Context) {
 			case <-ctx.Done():
 				return
 			case <-hangups:
-				d.manager.Reloading("opening the tokens anew")
+				d.manager.Reloading("loading certificates and opening the tokens anew")
+				_ = d.certificates.Reload() // it is logged there
+				d.listener.CutRevoked()
 				d.reopenAll(ctx)
 				d.manager.Ready(serving)
 			}
