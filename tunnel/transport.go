@@ -46,15 +46,21 @@ type Transport struct {
 	done    chan struct{}
 }
 
-// NewTransport takes over a connection and sets no-delay and TCP keepalive on
-// it where it is TCP.
+// NewTransport takes over a connection and sets no-delay, TCP keepalive and, on
+// Linux, the same limit for unacknowledged data on it where it is TCP.
 func NewTransport(conn net.Conn, keepAlive net.KeepAliveConfig) *Transport {
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		// A socket that refuses an option still works, only less promptly.
 		_ = tcp.SetNoDelay(true)
 		_ = tcp.SetKeepAliveConfig(keepAlive)
+		_ = setUserTimeout(tcp, silence(keepAlive))
 	}
 	return &Transport{Conn: conn, done: make(chan struct{})}
+}
+
+// silence is how long keepalive lets a peer be silent before it gives up.
+func silence(keepAlive net.KeepAliveConfig) time.Duration {
+	return keepAlive.Idle + time.Duration(keepAlive.Count)*keepAlive.Interval
 }
 
 // Read reads from the connection; the end of the stream is ErrTruncated.
