@@ -297,6 +297,12 @@ func FuzzStoredGrant(f *testing.F) {
 		}
 		snapshot, err := s.Snapshot(ctx)
 		if err != nil {
+			t.Fatalf("one grant's bytes make everything unreadable: %v", err)
+		}
+		if len(snapshot.Grants()) == 0 {
+			if len(snapshot.Unreadable()) == 0 {
+				t.Fatal("the grant is left out, and nothing says so")
+			}
 			return
 		}
 		grant := &snapshot.Grants()[0]
