@@ -222,7 +222,7 @@ func TestFilesAreForTheirOwnerOnly(t *testing.T) {
 // An operator's command runs as root, and the daemon must be able to go on.
 func TestRootGivesFilesToTheDirectorysOwner(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("only root can give files away")
+		testtool.Missing(t, "root's right to give files away")
 	}
 	dir := directory(t)
 	if err := errors.Join(os.Mkdir(dir, 0o700), os.Chown(dir, 65534, 65534)); err != nil {

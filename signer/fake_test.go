@@ -316,7 +316,10 @@ func (s *fakeStore) ClearUnlockFailures(_ context.Context, userID, keyID int64) 
 	return nil
 }
 
-func (s *fakeStore) UnlockFailures(context.Context) ([]users.UnlockFailures, error) {
+func (s *fakeStore) UnlockFailures(ctx context.Context) ([]users.UnlockFailures, error) {
+	if err := ctx.Err(); err != nil { // as a database does
+		return nil, err
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.failures), s.fails

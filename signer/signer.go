@@ -233,7 +233,7 @@ func (s *Server) Serve(ctx context.Context, accept AcceptFunc) error {
 		return fmt.Errorf("signer: read the store: %w", err)
 	}
 	s.watcher.Store(watcher)
-	if err := s.guesses.load(ctx, time.Now()); err != nil {
+	if err := s.guesses.load(watching, time.Now()); err != nil {
 		return fmt.Errorf("signer: read the store: %w", err)
 	}
 	sessions, cancelSessions := context.WithCancelCause(watching)
