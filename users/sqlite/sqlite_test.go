@@ -13,7 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"chancery/access"
 	"chancery/users"
 	"chancery/users/storetest"
 )
@@ -258,59 +257,4 @@ func killWhileAdding(t *testing.T, path string, after int) []string {
 	}
 	child.Wait()
 	return names
-}
-
-func FuzzStoredGrant(f *testing.F) {
-	s, err := Open(context.Background(), filepath.Join(f.TempDir(), "users.db"))
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Cleanup(func() { s.Close() })
-	ctx := context.Background()
-	if _, err := s.db.ExecContext(ctx, `PRAGMA synchronous = OFF`); err != nil { // quick, since nothing here has to last
-		f.Fatal(err)
-	}
-	alice, err := s.AddUser(ctx, "alice")
-	if err != nil {
-		f.Fatal(err)
-	}
-	parameters := access.NewParameters()
-	parameters.Time, parameters.MemoryKiB, parameters.Threads = access.MinTime, access.MinMemoryKiB, 1
-	key, err := access.DeriveKey([]byte("a passphrase"), parameters)
-	if err != nil {
-		f.Fatal(err)
-	}
-	binding := access.Binding{TokenSerial: "1", User: "alice", Role: string(users.RoleTokenManager)}
-	wrapped, err := access.Wrap([]byte("123456"), key.Public(), binding)
-	if err != nil {
-		f.Fatal(err)
-	}
-	_, err = s.AddToken(ctx, users.Token{Name: "t", Driver: "soft", Serial: "1"}, users.Grant{UserID: alice.ID, Access: key.Public(), Wrapped: wrapped})
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(key.Public().Bytes(), wrapped, []byte("staged"))
-	f.Add([]byte{1}, []byte{0}, []byte{})
-	f.Fuzz(func(t *testing.T, accessKey, wrapped, staged []byte) {
-		if _, err := s.db.ExecContext(ctx, `UPDATE grants SET access_key = ?, wrapped = ?, staged = ?`, accessKey, wrapped, staged); err != nil {
-			return // the table itself refuses it
-		}
-		snapshot, err := s.Snapshot(ctx)
-		if err != nil {
-			t.Fatalf("one grant's bytes make everything unreadable: %v", err)
-		}
-		if len(snapshot.Grants()) == 0 {
-			if len(snapshot.Unreadable()) == 0 {
-				t.Fatal("the grant is left out, and nothing says so")
-			}
-			return
-		}
-		grant := &snapshot.Grants()[0]
-		if string(grant.Access.Bytes()) != string(accessKey) {
-			t.Fatal("the access key reads back differently")
-		}
-		if pins, err := snapshot.Unwrap(grant, key); err == nil && string(pins.Current) != "123456" {
-			t.Fatalf("opened to %q", pins.Current)
-		}
-	})
 }
