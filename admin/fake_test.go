@@ -105,6 +105,13 @@ func (h *handle) Login(_ context.Context, pin []byte) error {
 	return err
 }
 
+func (h *handle) Logout(context.Context) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.loggedIn = false
+	return nil
+}
+
 func (h *handle) ChangePIN(_ context.Context, old, new []byte) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()

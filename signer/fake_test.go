@@ -99,6 +99,16 @@ func (f *fakeSession) Info(context.Context) (token.Info, error) {
 	return token.Info{Serial: f.serial, LoggedIn: f.loggedIn, PIN: f.pinState}, nil
 }
 
+func (f *fakeSession) Logout(context.Context) error {
+	if err := f.ready(); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.loggedIn = false
+	return nil
+}
+
 func (f *fakeSession) Login(_ context.Context, pin []byte) error {
 	if err := f.ready(); err != nil {
 		return err

@@ -88,10 +88,15 @@ type KeySpec struct {
 type Token interface {
 	// Info reads the token's description and PIN state. It needs no login.
 	Info(ctx context.Context) (Info, error)
-	// Login proves the user PIN and keeps the login until Close. When the token is
+	// Login proves the user PIN and keeps the login until Logout or Close. When the token is
 	// logged in already it returns nil without sending pin. The driver keeps no
 	// reference to pin. Errors: ErrPINIncorrect, ErrPINLocked, ErrTokenAbsent.
 	Login(ctx context.Context, pin []byte) error
+	// Logout waits for the operations under way, ends the login and forgets what it left in
+	// memory. Keys at hand say ErrLoginRequired from then on, and work again after another
+	// Login. Without a login it does nothing. Errors: ErrBusy (still logged in, a retry
+	// helps), ErrTokenAbsent.
+	Logout(ctx context.Context) error
 	// Keys lists the keys whose public half the token shows. It needs no login
 	// unless the token hides its public objects.
 	Keys(ctx context.Context) ([]KeyInfo, error)

@@ -44,6 +44,40 @@ func (t *Token) Login(ctx context.Context, pin []byte) error {
 	return t.failed("login", err)
 }
 
+// Logout ends the login of this process (C_Logout), also for other Tokens open on the same token. It waits for
+// signatures under way: whether they survive a logout is up to the module (PKCS#11 v2.40 base
+// specification, section 5.6, C_Logout).
+func (t *Token) Logout(ctx context.Context) error {
+	if err := t.acquire(ctx, t.logins, 1); err != nil {
+		return t.failed("logout", err)
+	}
+	defer t.logins.Release(1)
+	if err := t.logout(ctx); err != nil {
+		return t.failed("logout", err)
+	}
+	return nil
+}
+
+func (t *Token) logout(ctx context.Context) error {
+	all := t.plan.signers()
+	if err := t.acquire(ctx, t.signing, all); err != nil {
+		return err
+	}
+	defer t.signing.Release(all)
+	return t.withAllSessions(ctx, func(s session) error {
+		in, err := s.loggedIn()
+		if err != nil || !in {
+			return err
+		}
+		t.epoch.Add(1) // whatever the module answers, no handle is sure any more
+		err = s.api.Logout(s.handle)
+		if hasCode(err, p11.CKR_USER_NOT_LOGGED_IN) {
+			return nil
+		}
+		return err
+	})
+}
+
 // ChangePIN sets a new user PIN (C_SetPIN). It spends a try as Login does when
 // old is wrong, and refuses in the same cases.
 func (t *Token) ChangePIN(ctx context.Context, old, new []byte) error {

@@ -229,7 +229,7 @@ func inspect(api *p11.Ctx, c candidate) (token.Info, error) {
 // specification, section 3.2). Login state and limits are the caller's.
 func describe(t p11.TokenInfo, s p11.SlotInfo) token.Info {
 	return token.Info{
-		Driver:       "pkcs11",
+		Driver:       driverName,
 		Label:        t.Label,
 		Serial:       t.SerialNumber,
 		Manufacturer: t.ManufacturerID,

@@ -172,6 +172,20 @@ func (t *Token) withOneSession(ctx context.Context, use func(s session) error) e
 	return err
 }
 
+// withAllSessions lends one of the sessions beside crypto11 while nobody uses the others.
+func (t *Token) withAllSessions(ctx context.Context, use func(s session) error) error {
+	waiting, cancel := context.WithTimeout(ctx, t.cfg.SessionWait)
+	defer cancel()
+	for range cap(t.raw.places) - 1 {
+		handle, err := t.raw.take(waiting)
+		if err != nil {
+			return t.busy(ctx, err)
+		}
+		defer t.raw.give(handle, nil)
+	}
+	return t.withSession(ctx, use)
+}
+
 // withLogin lends a session of a token that is logged in.
 func (t *Token) withLogin(ctx context.Context, use func(s session) error) error {
 	return t.withSession(ctx, func(s session) error {

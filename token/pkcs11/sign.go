@@ -143,6 +143,9 @@ func (k *key) handle(ctx context.Context) (*handle, error) {
 		return h, nil
 	}
 	h, err := k.search(ctx)
+	if err != nil && k.token.epoch.Load() != epoch {
+		return nil, fmt.Errorf("%w: %w", errStale, err) // a login or logout came between
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -9,6 +9,7 @@ import (
 	"crypto/rsa"
 	_ "crypto/sha256" // the hashes that RSA-PSS computes with
 	_ "crypto/sha512"
+	"errors"
 	"fmt"
 
 	"chancery/token"
@@ -19,7 +20,7 @@ type key struct {
 	token   *Token
 	info    token.KeyInfo
 	source  string        // the file's content that private came from
-	private crypto.Signer // nil once the token is closed or the key destroyed
+	private crypto.Signer // nil without login, and once the token is closed or the key destroyed
 }
 
 var _ token.Key = (*key)(nil)
@@ -46,13 +47,29 @@ func (k *key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 	if err := token.CheckDigest(k.info.Algorithm, digest, opts); err != nil {
 		return nil, err
 	}
+	signature, err := k.signUnsealed(digest, opts)
+	if !errors.Is(err, token.ErrLoginRequired) {
+		return signature, err
+	}
+	again, err := k.token.openKey(ctx, k.info.ID)
+	if err != nil {
+		return nil, err
+	}
+	if !equal(again.info.Public, k.info.Public) {
+		return nil, fmt.Errorf("another key has its identifier now: %w", token.ErrMismatch)
+	}
+	return again.signUnsealed(digest, opts)
+}
+
+// signUnsealed signs with the private half in memory, and says token.ErrLoginRequired when there is none.
+func (k *key) signUnsealed(digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	k.token.mu.RLock()
 	defer k.token.mu.RUnlock()
 	if k.token.closed {
 		return nil, token.ErrClosed
 	}
 	if k.private == nil {
-		return nil, token.ErrNoKey
+		return nil, token.ErrLoginRequired
 	}
 	if pss, ok := opts.(*rsa.PSSOptions); ok {
 		opts = &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: pss.Hash}
@@ -67,4 +84,9 @@ func (k *key) wipe() {
 		clear(private)
 	}
 	k.private = nil
+}
+
+func equal(a, b crypto.PublicKey) bool {
+	comparable, ok := a.(interface{ Equal(crypto.PublicKey) bool })
+	return ok && comparable.Equal(b)
 }

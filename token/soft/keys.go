@@ -116,7 +116,8 @@ func (t *Token) unsealed(data []byte, file *keyFile, info token.KeyInfo) (*key, 
 	if t.master == nil {
 		return nil, token.ErrLoginRequired
 	}
-	if k, ok := t.keys[string(info.ID)]; ok && k.source == string(data) {
+	k, known := t.keys[string(info.ID)]
+	if known = known && k.source == string(data); known && k.private != nil {
 		return k, nil
 	}
 	aead, err := newCipher(t.master)
@@ -127,7 +128,14 @@ func (t *Token) unsealed(data []byte, file *keyFile, info token.KeyInfo) (*key, 
 	if err != nil {
 		return nil, err
 	}
-	k := &key{token: t, info: info, private: signer, source: string(data)}
+	if known { // from before a logout: whoever has it goes on with it
+		k.private = signer
+		return k, nil
+	}
+	if k != nil {
+		k.wipe() // the file was written anew; whoever has the Key comes back here
+	}
+	k = &key{token: t, info: info, private: signer, source: string(data)}
 	t.keys[string(info.ID)] = k
 	return k, nil
 }

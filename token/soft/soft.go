@@ -16,7 +16,7 @@
 // Several processes may have the token open: changes are made under a file lock
 // and appear by rename, and Keys and Key read the directory anew. A key that
 // another process destroys is gone for Key at once, while a Key already handed
-// out goes on signing until Close.
+// out goes on signing until Logout or Close.
 //
 // # PIN
 //
@@ -47,6 +47,7 @@ const (
 )
 
 const (
+	driverName    = "soft"
 	tokenFileName = "token.json"
 	keysDirName   = "keys"
 	lockFileName  = "lock"
@@ -187,7 +188,7 @@ func (t *Token) Info(ctx context.Context) (token.Info, error) {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
 	return token.Info{
-		Driver:       "soft",
+		Driver:       driverName,
 		Label:        t.label,
 		Serial:       t.serial,
 		Manufacturer: "Chancery",
@@ -227,6 +228,28 @@ func (t *Token) Login(ctx context.Context, pin []byte) error {
 	return nil
 }
 
+// Logout forgets the master key and all private keys. Signatures under way end first.
+func (t *Token) Logout(ctx context.Context) error {
+	t.login.Lock()
+	defer t.login.Unlock()
+	if err := t.ready(ctx); err != nil {
+		return t.failed("logout", err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.wipe()
+	return nil
+}
+
+// wipe forgets everything secret. The caller holds mu.
+func (t *Token) wipe() {
+	clear(t.master)
+	t.master = nil
+	for _, k := range t.keys {
+		k.wipe()
+	}
+}
+
 // ChangePIN seals the master key under a new PIN. Only token.json changes, by
 // one rename: after a crash either the old PIN or the new one works.
 func (t *Token) ChangePIN(ctx context.Context, old, new []byte) error {
@@ -263,11 +286,7 @@ func (t *Token) Close() error {
 		return nil
 	}
 	t.closed = true
-	clear(t.master)
-	t.master = nil
-	for _, k := range t.keys {
-		k.wipe()
-	}
+	t.wipe()
 	t.keys = nil
 	return nil
 }

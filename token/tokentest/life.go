@@ -108,6 +108,7 @@ func everyCall(ctx context.Context, tok token.Token, key token.Key, pin []byte) 
 		"generate": makeErr, "import": errors.Join(importErr, keyErr),
 		"destroy":    tok.Destroy(ctx, key.ID()),
 		"login":      tok.Login(ctx, pin),
+		"logout":     tok.Logout(ctx),
 		"change PIN": tok.ChangePIN(ctx, pin, []byte("another PIN")),
 	}
 }
