@@ -1,0 +1,101 @@
+// Package faulty builds a PKCS#11 module that wraps SoftHSM's and misbehaves on
+// command, for tests of what a broken token does to a service.
+//
+// The module finds SoftHSM and its control file by paths that are compiled into
+// it: a process needs nothing but Module.Path in its configuration and
+// SOFTHSM2_CONF in its environment, as for SoftHSM itself.
+package faulty
+
+import (
+	_ "embed"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+
+	"chancery/internal/testtool"
+	"chancery/softhsm"
+)
+
+//go:embed module/faulty.c
+var source []byte
+
+// Module is a faulty module on disk. It behaves well until Set.
+type Module struct {
+	Path    string // of the PKCS#11 library
+	Control string // path of its control file, which a process with the module should be able to write
+}
+
+// Build compiles a module of its own for the test, with the C compiler. Without
+// one, or without SoftHSM, the test ends as testtool.Missing says.
+func Build(t testing.TB) Module {
+	t.Helper()
+	compiler := testtool.Need(t, "cc")
+	wrapped, err := softhsm.FindModule()
+	if err != nil {
+		testtool.Missing(t, "SoftHSM")
+	}
+	dir := t.TempDir()
+	m := Module{Path: filepath.Join(dir, "faulty.so"), Control: filepath.Join(dir, "control")}
+	input := filepath.Join(dir, "faulty.c")
+	for path, data := range map[string][]byte{input: source, m.Control: make([]byte, controlSize)} {
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	command := exec.Command(compiler, "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-fvisibility=hidden",
+		"-DREAL_MODULE="+strconv.Quote(wrapped), "-DCONTROL_FILE="+strconv.Quote(m.Control),
+		"-o", m.Path, input, "-ldl", "-lpthread")
+	if out, err := command.CombinedOutput(); err != nil {
+		t.Fatalf("cc: %v\n%s", err, out)
+	}
+	return m
+}
+
+// Set has the module misbehave from the next call on, instead of whatever it
+// was told before. Commands come one a line or separated by semicolons:
+//
+//	hang FUNCTIONS [CALLS]               until the next Set or Clear
+//	crash FUNCTIONS [CALLS]              abort(3)
+//	return CODE FUNCTIONS [CALLS]        such as CKR_DEVICE_ERROR
+//	delay DURATION FUNCTIONS [CALLS]     such as 700ms
+//	corrupt [CALLS]                      one bit of each signature
+//	sessions N [stated]                  C_OpenSession says CKR_SESSION_COUNT after N; stated: CK_TOKEN_INFO says so, too
+//	duplicate                            C_OpenSession hands one handle out twice when called concurrently
+//
+// FUNCTIONS is a list such as C_Sign,C_Login. CALLS is how many calls of each
+// are concerned; without it all are.
+func (m Module) Set(t testing.TB, commands string) {
+	t.Helper()
+	rules, err := parse(commands)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.write(rules); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Clear has the module behave well. Calls that hang go on.
+func (m Module) Clear(t testing.TB) {
+	t.Helper()
+	if err := m.write(nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Calls tells how often a function was called since Build, in all processes
+// that could write the control file; C_Sign's length queries do not count.
+func (m Module) Calls(t testing.TB, function string) int {
+	t.Helper()
+	index, ok := functions[function]
+	if !ok {
+		t.Fatalf("faulty: function %q is not watched", function)
+	}
+	n, err := m.calls(index)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
