@@ -1,0 +1,104 @@
+package worker
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"chancery/token"
+)
+
+// grip is what the vault knows of one capability.
+type grip struct {
+	secret  [32]byte
+	holder  Holder
+	keyID   []byte
+	key     token.Key
+	ends    time.Time // zero: with Lock
+	limited bool
+	left    atomic.Int64 // signatures, where limited
+	over    atomic.Bool
+	timer   *time.Timer // nil without ends
+}
+
+func (g *grip) isOver() bool { return g.over.Load() }
+
+func (g *grip) end() {
+	g.over.Store(true)
+	if g.timer != nil {
+		g.timer.Stop()
+	}
+}
+
+// grip gives out a capability. The caller holds login.
+func (v *Vault) grip(u Unlock, key token.Key) Capability {
+	g := &grip{holder: u.Holder, keyID: bytes.Clone(u.Key.ID), key: key, limited: u.Uses > 0}
+	rand.Read(g.secret[:])
+	g.left.Store(int64(u.Uses))
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.last++
+	capability := Capability{Number: v.last, Secret: g.secret}
+	v.grips[capability.Number] = g
+	if u.Lasts > 0 {
+		g.ends = time.Now().Add(u.Lasts)
+		g.timer = time.AfterFunc(u.Lasts, func() { v.Lock(capability) })
+	}
+	return capability
+}
+
+// take finds what an order's capability stands for and uses it, or refuses it.
+func (v *Vault) take(order Order, now time.Time) (*grip, error) {
+	g := v.find(order.Capability)
+	if g == nil || g.isOver() || g.holder != order.Holder || !bytes.Equal(g.keyID, order.KeyID) {
+		return nil, ErrCapability
+	}
+	if !g.ends.IsZero() && !now.Before(g.ends) {
+		return nil, fmt.Errorf("%w: its time is over", ErrCapability)
+	}
+	if n := int64(len(order.Inputs)); g.limited && g.left.Add(-n) < 0 {
+		g.left.Add(n)
+		return nil, fmt.Errorf("%w: its signatures are used up", ErrCapability)
+	}
+	return g, nil
+}
+
+// find compares the secret in constant time; the number is none.
+func (v *Vault) find(capability Capability) *grip {
+	v.mu.Lock()
+	g := v.grips[capability.Number]
+	v.mu.Unlock()
+	if g == nil || subtle.ConstantTimeCompare(g.secret[:], capability.Secret[:]) != 1 {
+		return nil
+	}
+	return g
+}
+
+// Lock implements Handler.
+func (v *Vault) Lock(capability Capability) {
+	g := v.find(capability)
+	if g == nil {
+		return
+	}
+	g.end()
+	v.mu.Lock()
+	delete(v.grips, capability.Number)
+	unused := len(v.grips) == 0
+	v.mu.Unlock()
+	if unused {
+		go v.lockUnused()
+	}
+}
+
+// lockUnused waits for a login under way, which may be somebody's who gets a capability by it.
+func (v *Vault) lockUnused() {
+	if v.acquireLogin(context.Background()) != nil {
+		return // closed
+	}
+	defer v.releaseLogin()
+	v.forgetUnused(context.Background())
+}

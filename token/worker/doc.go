@@ -1,0 +1,28 @@
+// Package worker keeps one token in the custody of one process.
+//
+// A Vault has the token open, holds its PIN while somebody has a key unlocked, and signs for whoever
+// shows a capability. Serve runs a Vault at one end of a socketpair, in a process of its own;
+// Start begins such a process and returns the other end, a Process, which has the same methods. So the process
+// that faces the network loads no PKCS#11 module, opens no TPM and never has a PIN in its memory: the
+// passphrase is turned into the PIN by the Vault.
+//
+// # Capabilities
+//
+// Unlock answers with a capability: 256 random bits that the Vault has bound to session, user
+// and key. Sign without one that fits all three is refused by the Vault itself, whatever the process
+// at the other end believes. A capability ends with Lock, when its time or its number of signatures is over, and with the Vault.
+// When none is left the Vault logs out and forgets the PIN.
+//
+// # Calls that do not return
+//
+// A call into a module cannot be cancelled. One that takes longer than Config.CallTimeout ends its whole
+// process, and so does a process that no longer answers at all. Every call that was under way fails with ErrGone,
+// Process.Done says so, and whoever wants the token again starts another process.
+//
+// # The link
+//
+// Frames are binary: length u32, kind u8, call u64, body; big endian. Bodies are JSON but for Sign and its
+// result, which are packed (see message.go). Whoever has a frame ready writes it, and takes along
+// what others have made ready meanwhile. In the worker a fixed set of goroutines take turns at reading: who has read a
+// request to sign lets the next one read and serves it, so that no request changes hands.
+package worker

@@ -1,0 +1,185 @@
+package worker
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"fmt"
+
+	"chancery/access"
+	"chancery/internal/confine"
+	"chancery/token"
+	"chancery/users"
+)
+
+// proof remembers the PIN that the token took last, as a digest under a key of its own, so that a grant
+// can be held against it.
+type proof struct {
+	key     []byte
+	digest  []byte // nil until the token has taken a PIN
+	version int64  // the PIN's, as of the unlock that showed it last
+}
+
+func (p *proof) of(pin []byte) []byte {
+	if p.key == nil {
+		p.key = make([]byte, sha256.Size)
+		rand.Read(p.key)
+	}
+	sum := hmac.New(sha256.New, p.key)
+	sum.Write(pin)
+	return sum.Sum(nil)
+}
+
+// fits tells whether the token took this PIN.
+func (p *proof) fits(pin []byte) bool {
+	return p.digest != nil && pin != nil && hmac.Equal(p.digest, p.of(pin))
+}
+
+func (v *Vault) acquireLogin(ctx context.Context) error {
+	select {
+	case v.login <- struct{}{}:
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for another login: %w", context.Cause(ctx))
+	}
+	select {
+	case <-v.closed:
+		v.releaseLogin()
+		return token.ErrClosed
+	default:
+		return nil
+	}
+}
+
+func (v *Vault) releaseLogin() { <-v.login }
+
+// logIn has the token take one of the PINs, or makes sure that it took one of them before. A token that is
+// logged in is not sent a PIN, and that a wrap opens proves nothing: it is made with a public key, so that whoever can
+// write to the store can make one for themselves, only not with the right PIN.
+func (v *Vault) logIn(ctx context.Context, ledger users.Ledger, record users.Token, pins users.PINs) error {
+	if err := users.Login(ctx, ledger, record, &noted{Token: v.token, vault: v}, pins); err != nil {
+		return err
+	}
+	if v.proves(record, pins) {
+		return nil
+	}
+	if v.proof.digest != nil && v.proof.version == record.PINVersion {
+		return fmt.Errorf("the grant does not hold the PIN that token %q has taken; its row was altered: %w", record.Name, access.ErrWrongPassphrase)
+	}
+	return v.proveAnew(ctx, ledger, record, pins)
+}
+
+func (v *Vault) proves(record users.Token, pins users.PINs) bool {
+	if !v.proof.fits(pins.Current) && !v.proof.fits(pins.Staged) {
+		return false
+	}
+	v.proof.version = record.PINVersion
+	return true
+}
+
+// proveAnew logs out and in again, since only a login can tell whether the PIN was changed since the last one. When the
+// token does not take what the grant holds, it is logged in as it was before.
+func (v *Vault) proveAnew(ctx context.Context, ledger users.Ledger, record users.Token, pins users.PINs) error {
+	v.using.Lock()
+	defer v.using.Unlock()
+	if err := v.token.Logout(ctx); err != nil {
+		return err
+	}
+	err := users.Login(ctx, ledger, record, &noted{Token: v.token, vault: v}, pins)
+	if err == nil {
+		if v.proves(record, pins) {
+			return nil
+		}
+		return fmt.Errorf("token %q is logged in by somebody else: %w", record.Name, token.ErrTokenAbsent)
+	}
+	if again := v.sendKept(context.WithoutCancel(ctx)); again != nil {
+		v.log.Error("the token could not be logged in as before", "error", again)
+	}
+	return err
+}
+
+// logInAgain sends the PIN once more that the token has taken before, for it lost the login.
+func (v *Vault) logInAgain(ctx context.Context) error {
+	if err := v.acquireLogin(ctx); err != nil {
+		return err
+	}
+	defer v.releaseLogin()
+	info, err := v.token.Info(ctx)
+	if err != nil || info.LoggedIn {
+		return err // another signature has had it logged in
+	}
+	v.using.Lock()
+	defer v.using.Unlock()
+	return v.sendKept(ctx)
+}
+
+// sendKept logs in with the kept PIN, unless the token's retry counter forbids it.
+func (v *Vault) sendKept(ctx context.Context) error {
+	if v.pin == nil {
+		return token.ErrLoginRequired
+	}
+	if err := users.MayTry(ctx, "in custody", v.token); err != nil {
+		return err
+	}
+	var err error
+	v.pin.Use(func(pin []byte) { err = v.token.Login(ctx, pin) })
+	if err == nil {
+		v.log.Info("the token had lost its login and was logged in again")
+	}
+	return err
+}
+
+// noted has the vault keep the PIN that the token takes.
+type noted struct {
+	token.Token
+	vault *Vault
+}
+
+func (n *noted) Login(ctx context.Context, pin []byte) error {
+	if err := n.Token.Login(ctx, pin); err != nil {
+		return err
+	}
+	n.vault.proof.digest = n.vault.proof.of(pin)
+	n.vault.keepPIN(pin)
+	return nil
+}
+
+func (v *Vault) keepPIN(pin []byte) {
+	v.forgetKept()
+	v.pin = confine.NewSecret(pin)
+}
+
+func (v *Vault) forgetKept() {
+	if v.pin != nil {
+		v.pin.Destroy()
+		v.pin = nil
+	}
+}
+
+// forgetPIN forgets what was kept of the PIN, its digest included.
+func (v *Vault) forgetPIN() {
+	v.forgetKept()
+	clear(v.proof.key)
+	v.proof = proof{}
+}
+
+// forgetUnused logs out when nobody has a key unlocked any more. The caller holds login.
+func (v *Vault) forgetUnused(ctx context.Context) {
+	v.mu.Lock()
+	used := len(v.grips) > 0
+	v.mu.Unlock()
+	if used {
+		return
+	}
+	v.using.Lock()
+	defer v.using.Unlock()
+	had := v.pin != nil
+	v.forgetPIN()
+	if err := v.token.Logout(context.WithoutCancel(ctx)); err != nil {
+		v.log.Warn("logging out of the token", "error", err)
+		return
+	}
+	if had {
+		v.log.Info("nobody has the token unlocked: logged out, and its PIN is forgotten")
+	}
+}

@@ -1,0 +1,211 @@
+package worker
+
+import (
+	"context"
+	"crypto"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"chancery/access"
+	"chancery/internal/confine"
+	"chancery/token"
+	"chancery/users"
+)
+
+// Vault is the custody of one open token.
+type Vault struct {
+	token token.Token
+	log   *slog.Logger
+
+	login chan struct{} // held while the login changes
+	using sync.RWMutex  // signatures read, a change of the login writes
+	proof proof         // guarded by login
+	pin   *confine.Secret
+
+	mu     sync.Mutex
+	keys   map[string]token.Key // by identifier on the token
+	grips  map[uint64]*grip     // by number
+	last   uint64               // number given out
+	closed chan struct{}
+}
+
+// NewVault takes charge of an open token, which Close closes.
+func NewVault(open token.Token, log *slog.Logger) *Vault {
+	return &Vault{
+		token: open, log: log,
+		login:  make(chan struct{}, 1),
+		keys:   make(map[string]token.Key),
+		grips:  make(map[uint64]*grip),
+		closed: make(chan struct{}),
+	}
+}
+
+// Info describes the token.
+func (v *Vault) Info(ctx context.Context) (token.Info, error) { return v.token.Info(ctx) }
+
+// Keys lists the token's keys.
+func (v *Vault) Keys(ctx context.Context) ([]token.KeyInfo, error) { return v.token.Keys(ctx) }
+
+// Unlock implements Handler.
+func (v *Vault) Unlock(ctx context.Context, u Unlock, ledger Ledger) (Capability, error) {
+	pins, err := unwrap(u, ledger)
+	if err != nil {
+		return Capability{}, err
+	}
+	defer pins.Clear()
+	if err := v.acquireLogin(ctx); err != nil {
+		return Capability{}, err
+	}
+	defer v.releaseLogin()
+	if err := v.logIn(ctx, ledger, u.Token, pins); err != nil {
+		v.forgetUnused(ctx)
+		return Capability{}, err
+	}
+	key, err := v.fetch(ctx, u.Key)
+	if err != nil {
+		v.forgetUnused(ctx)
+		return Capability{}, err
+	}
+	return v.grip(u, key), nil
+}
+
+// unwrap turns the passphrase into what the grant holds. The caller clears it.
+func unwrap(u Unlock, ledger Ledger) (users.PINs, error) {
+	derived, err := derive(u, ledger)
+	if err != nil {
+		return users.PINs{}, err
+	}
+	current, err := derived.Unwrap(u.Grant.Wrapped, u.Grant.Binding)
+	if err != nil || u.Grant.Staged == nil {
+		return users.PINs{Current: current}, err
+	}
+	staged, err := derived.Unwrap(u.Grant.Staged, u.Grant.Binding)
+	if err != nil {
+		clear(current)
+		return users.PINs{}, err
+	}
+	return users.PINs{Current: current, Staged: staged}, nil
+}
+
+func derive(u Unlock, ledger Ledger) (*access.Key, error) {
+	defer ledger.Derived()
+	if len(u.Passphrase) > access.MaxPassphrase {
+		return nil, fmt.Errorf("passphrase of more than %d bytes: %w", access.MaxPassphrase, access.ErrWrongPassphrase)
+	}
+	return access.DeriveKey(u.Passphrase, u.Grant.Parameters)
+}
+
+// fetch finds the key once and keeps it. Its public half is compared with the registered one each
+// time: rows of the store can be exchanged.
+func (v *Vault) fetch(ctx context.Context, wanted Key) (token.Key, error) {
+	v.mu.Lock()
+	key, known := v.keys[string(wanted.ID)]
+	v.mu.Unlock()
+	if !known {
+		found, err := v.token.Key(ctx, wanted.ID)
+		if err != nil {
+			return nil, err
+		}
+		key = found
+	}
+	if err := samePublic(wanted, key.Public()); err != nil {
+		return nil, err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.keys[string(wanted.ID)] = key
+	return key, nil
+}
+
+// samePublic compares what a token has with what was registered.
+func samePublic(wanted Key, found crypto.PublicKey) error {
+	registered, err := x509.ParsePKIXPublicKey(wanted.Public)
+	if err != nil {
+		return fmt.Errorf("key %q: its registered public half: %w", wanted.Name, err)
+	}
+	half, comparable := registered.(interface{ Equal(crypto.PublicKey) bool })
+	if !comparable || !half.Equal(found) {
+		return fmt.Errorf("key %q: the token has another public half than was registered: %w", wanted.Name, token.ErrMismatch)
+	}
+	return nil
+}
+
+// Sign implements Handler.
+func (v *Vault) Sign(ctx context.Context, order Order) ([][]byte, error) {
+	g, err := v.take(order, time.Now())
+	if err != nil {
+		return nil, err
+	}
+	signatures := make([][]byte, len(order.Inputs))
+	for i, input := range order.Inputs {
+		if g.isOver() {
+			return nil, ErrCapability
+		}
+		if signatures[i], err = v.signVerified(ctx, g.key, input, order.Options); err != nil {
+			return nil, err
+		}
+	}
+	return signatures, nil
+}
+
+// signVerified has the token sign, a second time when the first signature turned out to be wrong.
+func (v *Vault) signVerified(ctx context.Context, key token.Key, input []byte, options crypto.SignerOpts) ([]byte, error) {
+	for range 2 {
+		signature, err := v.sign(ctx, key, input, options)
+		if err != nil {
+			return nil, err
+		}
+		if err = token.Verify(key.Public(), input, options, signature); err == nil {
+			return signature, nil
+		}
+		v.log.Error("the token made a signature that does not verify; it is thrown away", "key_id", fmt.Sprintf("%x", key.ID()), "error", err)
+	}
+	return nil, ErrCorrupt
+}
+
+// sign has the token sign. A token that lost its login is logged in again with the PIN that it took before.
+func (v *Vault) sign(ctx context.Context, key token.Key, input []byte, options crypto.SignerOpts) ([]byte, error) {
+	signature, err := v.signOnce(ctx, key, input, options)
+	if !errors.Is(err, token.ErrLoginRequired) {
+		return signature, err
+	}
+	if err := v.logInAgain(ctx); err != nil {
+		return nil, err
+	}
+	return v.signOnce(ctx, key, input, options)
+}
+
+func (v *Vault) signOnce(ctx context.Context, key token.Key, input []byte, options crypto.SignerOpts) ([]byte, error) {
+	v.using.RLock()
+	defer v.using.RUnlock()
+	return key.Sign(ctx, input, options)
+}
+
+// Close implements Handler.
+func (v *Vault) Close() error {
+	v.mu.Lock()
+	select {
+	case <-v.closed:
+		v.mu.Unlock()
+		return nil
+	default:
+	}
+	close(v.closed)
+	for number, g := range v.grips {
+		g.end()
+		delete(v.grips, number)
+	}
+	v.mu.Unlock()
+	err := v.token.Close()
+	v.login <- struct{}{}
+	defer v.releaseLogin()
+	v.forgetPIN()
+	return err
+}
+
+// Done implements Handler.
+func (v *Vault) Done() <-chan struct{} { return v.closed }
