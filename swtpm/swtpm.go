@@ -165,8 +165,32 @@ func (t *TPM) LockoutCounter() int {
 // ClearLockout does what the owner of the lockout hierarchy can: it forgets the wrong authorisations.
 func (t *TPM) ClearLockout() {
 	t.tb.Helper()
+	t.lockoutCommand(tpm2.TPMCCDictionaryAttackLockReset)
+}
+
+// SetLockout has the TPM lock after so many wrong authorisations, and forget one
+// of them after each recovery. A new swtpm locks after 3, hardware after about 30.
+func (t *TPM) SetLockout(tries int, recovery time.Duration) {
+	t.tb.Helper()
+	seconds := uint32(recovery / time.Second)
+	t.lockoutCommand(tpm2.TPMCCDictionaryAttackParameters, uint32(tries), seconds, seconds)
+}
+
+const responseHeader = 10 // tag, size and response code
+
+// lockoutCommand runs a command of part 3, section 25, which go-tpm has not,
+// with the empty password of the lockout hierarchy.
+func (t *TPM) lockoutCommand(code tpm2.TPMCC, parameters ...uint32) {
+	t.tb.Helper()
+	command := []byte{0x80, 0x02, 0, 0, 0, byte(27 + 4*len(parameters))} // TPM_ST_SESSIONS, size
+	command = binary.BigEndian.AppendUint32(command, uint32(code))
+	command = binary.BigEndian.AppendUint32(command, uint32(tpm2.TPMRHLockout))
+	command = append(command, 0, 0, 0, 9, 0x40, 0, 0, 0x09, 0, 0, 0, 0, 0) // TPM_RS_PW: no nonce, no attributes, no password
+	for _, p := range parameters {
+		command = binary.BigEndian.AppendUint32(command, p)
+	}
 	t.Use(func(tpm transport.TPM) error {
-		response, err := tpm.Send(lockReset)
+		response, err := tpm.Send(command)
 		if err != nil {
 			return err
 		}
@@ -178,18 +202,6 @@ func (t *TPM) ClearLockout() {
 		}
 		return nil
 	})
-}
-
-const responseHeader = 10 // tag, size and response code
-
-// lockReset is TPM2_DictionaryAttackLockReset (part 3, section 25.2) with the
-// lockout hierarchy's empty password; go-tpm has no such command.
-var lockReset = []byte{
-	0x80, 0x02, 0, 0, 0, 27, // TPM_ST_SESSIONS, size
-	0, 0, 0x01, 0x39, // TPM_CC_DictionaryAttackLockReset
-	0x40, 0, 0, 0x0a, // TPM_RH_LOCKOUT
-	0, 0, 0, 9, // size of the authorisation area
-	0x40, 0, 0, 0x09, 0, 0, 0, 0, 0, // TPM_RS_PW, no nonce, no attributes, no password
 }
 
 // Handles counts the transient objects and the loaded sessions.

@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
@@ -81,4 +82,8 @@ func TestLockoutCounter(t *testing.T) {
 		t.Errorf("it locks after %d", n)
 	}
 	made.ClearLockout()
+	made.SetLockout(7, time.Hour)
+	if n := made.Property(tpm2.TPMPTMaxAuthFail); n != 7 {
+		t.Errorf("it locks after %d and not 7", n)
+	}
 }

@@ -18,8 +18,9 @@ const (
 	MaxLabelLength = 255 // bytes of KeySpec.Label
 )
 
-// Hashes returns the hashes whose digests every driver signs with RSA
-// (PKCS#1 v1.5) and ECDSA keys. PSS takes the SHA-2 ones only.
+// Hashes returns the hashes whose digests drivers sign with RSA (PKCS#1 v1.5)
+// and ECDSA keys. PSS takes the SHA-2 ones only. A token that does not know one
+// of them, as most TPMs know no SHA-3, answers ErrUnsupported.
 func Hashes() []crypto.Hash {
 	return []crypto.Hash{crypto.SHA256, crypto.SHA384, crypto.SHA512, crypto.SHA3_256, crypto.SHA3_512}
 }

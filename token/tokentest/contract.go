@@ -4,6 +4,7 @@ package tokentest
 
 import (
 	"context"
+	"crypto"
 	"crypto/sha256"
 	"testing"
 
@@ -26,6 +27,9 @@ type Driver struct {
 	Name string
 	// Hardware is what Info().Hardware must say.
 	Hardware bool
+	// Lacks tells which signatures the token must refuse with token.ErrUnsupported,
+	// though others make them. Nil where it lacks none.
+	Lacks func(a token.Algorithm, opts crypto.SignerOpts) bool
 	// New makes a token that has no keys yet, and removes it when the test ends.
 	New func(t testing.TB) *Fixture
 }
@@ -56,6 +60,11 @@ func Run(t *testing.T, driver Driver) {
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(t, driver) })
 	}
+}
+
+// lacks tells whether the driver need not sign in this way.
+func (d Driver) lacks(a token.Algorithm, way signing) bool {
+	return d.Lacks != nil && d.Lacks(a, way.opts)
 }
 
 // open makes a token, closed at the end of the test.
