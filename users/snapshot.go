@@ -19,6 +19,7 @@ type Snapshot struct {
 	grants []Grant
 
 	unreadable []Unreadable
+	closed     error
 
 	usersByName  map[string]*User
 	usersByID    map[int64]*User
@@ -32,7 +33,7 @@ type Snapshot struct {
 
 // Unreadable is a row that is left out of a Snapshot, so that nobody can use it.
 type Unreadable struct {
-	Kind string // user, token, key, certificate or grant
+	Kind string // user, token, key, certificate, grant, seal or failed unlocks of user
 	ID   int64
 	Err  error // wraps ErrUnreadable
 }
@@ -60,6 +61,17 @@ func NewSnapshot(revision int64, users []User, tokens []Token, keys []Key, grant
 	}
 	return s
 }
+
+// NewClosedSnapshot is what can be read of a sealed Store while the seal does not open. What it has is not to be relied
+// on, and it has no grants. Why wraps ErrSealClosed or ErrSealBroken.
+func NewClosedSnapshot(revision int64, users []User, tokens []Token, keys []Key, why error, unreadable ...Unreadable) *Snapshot {
+	s := NewSnapshot(revision, users, tokens, keys, nil, unreadable...)
+	s.closed = why
+	return s
+}
+
+// Closed tells why the seal over the Store did not open, or nil. A later Snapshot of the same Revision may be open.
+func (s *Snapshot) Closed() error { return s.closed }
 
 // Users returns all users by ascending ID.
 func (s *Snapshot) Users() []User { return s.users }

@@ -14,7 +14,11 @@ type Watcher struct {
 
 	mu   sync.Mutex // held while looking, so that changed is never called twice at once
 	seen int64
-	last atomic.Pointer[Look]
+	// While the seal over the store does not open, it is tried again without a change, ever less often.
+	closed bool
+	pause  time.Duration
+	again  time.Time
+	last   atomic.Pointer[Look]
 }
 
 // Look is how a Watcher's latest look at the store went.
@@ -32,18 +36,27 @@ func Watch(ctx context.Context, store Store, every time.Duration, changed func(*
 	if err != nil {
 		return nil, err
 	}
-	changed(first)
-	w := &Watcher{store: store, changed: changed, seen: first.Revision}
+	w := &Watcher{store: store, changed: changed}
+	w.take(first)
 	w.looked(nil)
 	go w.poll(ctx, every, failed)
 	return w, nil
 }
+
+// closedPauseMax is how long a closed seal is left alone at most before it is tried again.
+const closedPauseMax = 30 * time.Second
 
 // Refresh looks at the store now. When it returns nil, changed has been called
 // with everything that was stored before Refresh began.
 func (w *Watcher) Refresh(ctx context.Context) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.again = time.Time{}
+	return w.refresh(ctx)
+}
+
+// refresh is called with mu held.
+func (w *Watcher) refresh(ctx context.Context) error {
 	err := w.look(ctx)
 	w.looked(err)
 	return err
@@ -63,16 +76,33 @@ func (w *Watcher) looked(err error) {
 
 func (w *Watcher) look(ctx context.Context) error {
 	revision, err := w.store.Revision(ctx)
-	if err != nil || revision == w.seen {
+	if err != nil || revision == w.seen && (!w.closed || time.Now().Before(w.again)) {
 		return err
 	}
 	next, err := w.store.Snapshot(ctx)
 	if err != nil {
 		return err
 	}
-	w.seen = next.Revision
-	w.changed(next)
+	w.take(next)
 	return nil
+}
+
+func (w *Watcher) take(next *Snapshot) {
+	w.seen, w.closed = next.Revision, next.Closed() != nil
+	if w.closed {
+		w.pause = min(max(2*w.pause, time.Second), closedPauseMax)
+		w.again = time.Now().Add(w.pause)
+	} else {
+		w.pause = 0
+	}
+	w.changed(next)
+}
+
+// tick is a look that nobody asked for.
+func (w *Watcher) tick(ctx context.Context) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.refresh(ctx)
 }
 
 func (w *Watcher) poll(ctx context.Context, every time.Duration, failed func(error)) {
@@ -84,7 +114,7 @@ func (w *Watcher) poll(ctx context.Context, every time.Duration, failed func(err
 			return
 		case <-ticker.C:
 		}
-		if err := w.Refresh(ctx); err != nil && ctx.Err() == nil {
+		if err := w.tick(ctx); err != nil && ctx.Err() == nil {
 			failed(err)
 		}
 	}

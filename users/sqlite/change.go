@@ -17,25 +17,36 @@ import (
 type change struct {
 	*sql.Tx
 	ctx      context.Context
+	seal     *sealing
+	before   *reader // what was there, under the seal
 	revision int64 // what this change moves the store's revision to; no other change ever has the same
 	now      int64
 }
 
-// change runs act in an immediate transaction that moves the revision, and makes it durable.
+// change runs act in an immediate transaction that moves the revision, and makes it durable. What act wrote
+// is sealed if the database is.
 func (s *Store) change(ctx context.Context, act func(*change) error) error {
+	return s.withSeal(ctx, func(key users.SealKey) error {
+		return s.transact(ctx, func(c *change) error { return c.sealed(key, key, act) })
+	})
+}
+
+func (s *Store) transact(ctx context.Context, act func(*change) error) error {
 	tx, err := s.db.BeginTx(ctx, nil)
 	if err != nil {
 		return s.explain(err)
 	}
 	defer tx.Rollback()
-	c := &change{Tx: tx, ctx: ctx, now: time.Now().Unix()}
-	if err := c.QueryRowContext(ctx, `UPDATE revision SET number = number + 1 RETURNING number`).Scan(&c.revision); err != nil {
-		return s.explain(err)
-	}
+	c := &change{Tx: tx, ctx: ctx, seal: &s.seal, now: time.Now().Unix()}
 	if err := act(c); err != nil {
 		return s.explain(err)
 	}
 	return s.explain(tx.Commit())
+}
+
+// moveRevision is part of every change.
+func (c *change) moveRevision() error {
+	return c.QueryRowContext(c.ctx, `UPDATE revision SET number = number + 1 RETURNING number`).Scan(&c.revision)
 }
 
 // insert runs an INSERT and returns the new row's identifier. What is the name for a violated uniqueness.

@@ -17,16 +17,57 @@ import (
 	"chancery/users"
 )
 
-// Snapshot reads everything in one transaction. What Chancery cannot have written is left out, with all that depends on it.
-func (s *Store) Snapshot(ctx context.Context) (*users.Snapshot, error) {
-	tx, err := s.db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
-	if err != nil {
-		return nil, s.explain(err)
-	}
-	defer tx.Rollback()
-	r := &reader{ctx: ctx, tx: tx}
-	snapshot, err := r.all()
-	return snapshot, s.explain(err)
+// The kinds of rows.
+const (
+	kindUser        = "user"
+	kindToken       = "token"
+	kindKey         = "key"
+	kindCertificate = "certificate"
+	kindGrant       = "grant"
+	kindSeal        = "seal"
+	kindFailures    = "failed unlocks of user" // identified by the user
+)
+
+// What is read of each kind.
+const (
+	selectUsers  = `SELECT id, name, disabled, created_at FROM users`
+	selectTokens = `SELECT id, name, driver, location, serial, label, hardware, max_sessions, reload,
+		pin_version, pin_staged, pin_rejected, staged_rejected, created_at, pin_since FROM tokens`
+	selectKeys         = `SELECT id, name, token_id, token_key_id, algorithm, public, handle, origin, disabled, created_at FROM keys`
+	selectCertificates = `SELECT id, key_id, kind, name, fingerprint, armored, created_at FROM certificates`
+	selectGrants       = `SELECT grants.id AS id, user_id, token_id, key_id, role, expires, generation, coalesce(pin_version, 0) AS pin_version,
+		access_key, wrapped, staged, grants.created_at AS created_at, created_by, lease_seconds, lease_uses
+		FROM grants LEFT JOIN tokens ON tokens.id = token_id`
+	selectSeals    = `SELECT id, name, kind, parameters, wrapped, created_at FROM seals`
+	selectFailures = `SELECT user_id, key_id, count, last_at FROM unlock_failures ORDER BY user_id, key_id`
+)
+
+// Snapshot reads everything in one transaction. What Chancery cannot have written, or not under the seal, is left out,
+// with all that depends on it.
+func (s *Store) Snapshot(ctx context.Context) (snapshot *users.Snapshot, err error) {
+	err = s.reading(ctx, func(r *reader) error {
+		if snapshot, err = r.all(); err == nil {
+			s.seal.seen(r, snapshot.Revision)
+		}
+		return err
+	})
+	return snapshot, err
+}
+
+// reading runs act within one transaction that has found how the database is sealed.
+func (s *Store) reading(ctx context.Context, act func(*reader) error) error {
+	return s.withSealOrWithout(ctx, func(key users.SealKey, closed error) error {
+		tx, err := s.db.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
+		if err != nil {
+			return s.explain(err)
+		}
+		defer tx.Rollback()
+		r := &reader{ctx: ctx, tx: tx}
+		if err := r.unseal(&s.seal, key, closed); err != nil {
+			return s.explain(err)
+		}
+		return s.explain(act(r))
+	})
 }
 
 // reader reads rows within one transaction.
@@ -34,19 +75,28 @@ type reader struct {
 	ctx        context.Context
 	tx         *sql.Tx
 	unreadable []users.Unreadable
+
+	key    users.SealKey // nil: not sealed, or closed
+	closed error         // why nothing can be relied on, or nil
+	listed roster        // what was written under the seal
+	found  roster        // what was read; nil where nobody wants to know
+}
+
+func (r *reader) revision() (number int64, err error) {
+	err = r.tx.QueryRowContext(r.ctx, `SELECT number FROM revision`).Scan(&number)
+	return number, err
 }
 
 func (r *reader) all() (*users.Snapshot, error) {
-	var revision int64
-	if err := r.tx.QueryRowContext(r.ctx, `SELECT number FROM revision`).Scan(&revision); err != nil {
-		return nil, err
-	}
-	people, err := read(r, "user", `SELECT id, name, disabled, created_at FROM users`, scanUser)
+	revision, err := r.revision()
 	if err != nil {
 		return nil, err
 	}
-	tokens, err := read(r, "token", `SELECT id, name, driver, location, serial, label, hardware, max_sessions, reload,
-		pin_version, pin_staged, pin_rejected, staged_rejected, created_at FROM tokens`, scanToken)
+	people, err := read(r, kindUser, selectUsers, scanUser)
+	if err != nil {
+		return nil, err
+	}
+	tokens, err := read(r, kindToken, selectTokens, scanToken)
 	if err != nil {
 		return nil, err
 	}
@@ -54,11 +104,18 @@ func (r *reader) all() (*users.Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	grants, err := read(r, "grant", `SELECT grants.id, user_id, token_id, key_id, role, expires, generation, coalesce(pin_version, 0), access_key,
-		wrapped, staged, grants.created_at, created_by, lease_seconds, lease_uses FROM grants LEFT JOIN tokens ON tokens.id = token_id`, scanGrant)
+	if r.closed != nil {
+		keys, _ = r.complete(people, tokens, keys, nil)
+		return users.NewClosedSnapshot(revision, people, tokens, keys, r.closed, r.unreadable...), nil
+	}
+	grants, err := read(r, kindGrant, selectGrants, r.openGrant)
 	if err != nil {
 		return nil, err
 	}
+	if _, err := read(r, kindSeal, selectSeals, scanSeal); err != nil {
+		return nil, err
+	}
+	r.missed()
 	keys, grants = r.complete(people, tokens, keys, grants)
 	return users.NewSnapshot(revision, people, tokens, keys, grants, r.unreadable...), nil
 }
@@ -75,7 +132,7 @@ func (r *reader) complete(people []users.User, tokens []users.Token, keys []user
 	}
 	keys = slices.DeleteFunc(keys, func(k users.Key) bool {
 		if !tokenIDs[k.TokenID] {
-			r.leaveOut("key", k.ID, fmt.Errorf("its token %d is missing or cannot be read", k.TokenID))
+			r.leaveOut(kindKey, k.ID, fmt.Errorf("its token %d is missing or cannot be read", k.TokenID))
 			return true
 		}
 		keyIDs[k.ID] = true
@@ -85,7 +142,7 @@ func (r *reader) complete(people []users.User, tokens []users.Token, keys []user
 		if userIDs[g.UserID] && tokenIDs[g.TokenID] && (g.KeyID == 0 || keyIDs[g.KeyID]) {
 			return false
 		}
-		r.leaveOut("grant", g.ID, errors.New("its user, token or key is missing or cannot be read"))
+		r.leaveOut(kindGrant, g.ID, errors.New("its user, token or key is missing or cannot be read"))
 		return true
 	})
 	return keys, grants
@@ -95,8 +152,8 @@ func (r *reader) leaveOut(kind string, id int64, why error) {
 	r.unreadable = append(r.unreadable, users.Unreadable{Kind: kind, ID: id, Err: fmt.Errorf("%w: %w", users.ErrUnreadable, why)})
 }
 
-// read scans every row of a query whose first column is the identifier. A row that cannot be scanned is left out; the
-// error is the database's.
+// read scans every row of a query whose first column is the identifier. A row that cannot be scanned, or is not what was
+// written under the seal, is left out; the error is the database's.
 func read[T any](r *reader, kind, query string, scan func(*sql.Rows) (T, error)) ([]T, error) {
 	rows, err := r.tx.QueryContext(r.ctx, query)
 	if err != nil {
@@ -105,7 +162,11 @@ func read[T any](r *reader, kind, query string, scan func(*sql.Rows) (T, error))
 	defer rows.Close()
 	var all []T
 	for rows.Next() {
-		value, err := scan(rows)
+		err := r.check(kind, rows)
+		var value T
+		if err == nil {
+			value, err = scan(rows)
+		}
 		if err != nil {
 			r.leaveOut(kind, identifier(rows), err)
 			continue
@@ -140,9 +201,9 @@ func scanUser(rows *sql.Rows) (u users.User, err error) {
 }
 
 func scanToken(rows *sql.Rows) (t users.Token, err error) {
-	var created int64
+	var created, since int64
 	err = rows.Scan(&t.ID, &t.Name, &t.Driver, &t.Location, &t.Serial, &t.Label, &t.Hardware, &t.MaxSessions, &t.Reload,
-		&t.PINVersion, &t.PINStaged, &t.PINRejected, &t.StagedRejected, &created)
+		&t.PINVersion, &t.PINStaged, &t.PINRejected, &t.StagedRejected, &created, &since)
 	t.CreatedAt = fromUnix(created)
 	return t, err
 }
@@ -185,11 +246,11 @@ func scanKey(rows *sql.Rows) (k users.Key, err error) {
 
 // keys reads all keys with their certificates.
 func (r *reader) keys() ([]users.Key, error) {
-	certificates, err := read(r, "certificate", `SELECT id, key_id, kind, name, fingerprint, armored, created_at FROM certificates`, scanCertificate)
+	certificates, err := read(r, kindCertificate, selectCertificates, scanCertificate)
 	if err != nil {
 		return nil, err
 	}
-	keys, err := read(r, "key", `SELECT id, name, token_id, token_key_id, algorithm, public, handle, origin, disabled, created_at FROM keys`, scanKey)
+	keys, err := read(r, kindKey, selectKeys, scanKey)
 	if err != nil {
 		return nil, err
 	}

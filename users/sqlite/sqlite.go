@@ -35,13 +35,19 @@ const BusyTimeout = 10 * time.Second
 type Store struct {
 	db   *sql.DB
 	path string
+	seal sealing
 }
 
-var _ users.Store = (*Store)(nil)
+var _ users.SealStore = (*Store)(nil)
 
 // Open opens the database at path, making file and directory where they do not exist, and brings its
-// tables up to date. Errors: ErrPermissions, ErrSchema, or what the file system said.
+// tables up to date. A database that is sealed stays closed. Errors: ErrPermissions, ErrSchema, or what the file system said.
 func Open(ctx context.Context, path string) (*Store, error) {
+	return OpenSealed(ctx, path, nil)
+}
+
+// OpenSealed is Open with a way to find the data key if the database is sealed. It does not ask for it yet.
+func OpenSealed(ctx context.Context, path string, opener users.SealOpener) (*Store, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
 		return nil, fmt.Errorf("users/sqlite: %w", err)
@@ -57,7 +63,7 @@ func Open(ctx context.Context, path string) (*Store, error) {
 	}
 	// One connection: changes of one process queue up here instead of polling for SQLite's lock.
 	db.SetMaxOpenConns(1)
-	s := &Store{db: db, path: path}
+	s := &Store{db: db, path: path, seal: sealing{opener: opener}}
 	if err := s.migrate(ctx); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
@@ -81,8 +87,11 @@ func dataSource(path string) string {
 	return (&url.URL{Scheme: "file", Path: path, RawQuery: parameters.Encode()}).String()
 }
 
-// Close gives the file back.
-func (s *Store) Close() error { return s.db.Close() }
+// Close gives the file back and overwrites the data key.
+func (s *Store) Close() error {
+	s.seal.forget()
+	return s.db.Close()
+}
 
 // Revision returns a number that every change moves.
 func (s *Store) Revision(ctx context.Context) (int64, error) {

@@ -30,7 +30,7 @@ func (s *Store) UnlockFailures(ctx context.Context) ([]users.UnlockFailures, err
 	}
 	defer tx.Rollback()
 	r := &reader{ctx: ctx, tx: tx}
-	failures, err := read(r, "failed unlocks of user", `SELECT user_id, key_id, count, last_at FROM unlock_failures ORDER BY user_id, key_id`, scanUnlockFailures)
+	failures, err := read(r, kindFailures, selectFailures, scanUnlockFailures)
 	if err == nil && len(r.unreadable) > 0 { // to forget it would let a guesser begin anew
 		return nil, fmt.Errorf("users/sqlite: %s: %w", r.unreadable[0], r.unreadable[0].Err)
 	}

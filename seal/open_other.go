@@ -1,0 +1,5 @@
+//go:build !unix
+
+package seal
+
+const openFlags = 0

@@ -1,0 +1,162 @@
+package tpm_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+
+	"chancery/seal"
+	"chancery/seal/tpm"
+	"chancery/swtpm"
+)
+
+func keeper(emulated *swtpm.TPM, pcrs ...uint) tpm.Keeper {
+	return tpm.Keeper{Parameters: tpm.Parameters{Device: emulated.Device(), PCRs: pcrs}}
+}
+
+// make1 has the TPM keep a share.
+func make1(t *testing.T, k tpm.Keeper) (share, kept []byte) {
+	t.Helper()
+	share, kept, err := k.New(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Contains(kept, share) {
+		t.Fatal("the share is stored in the clear")
+	}
+	return share, kept
+}
+
+func opens(t *testing.T, k tpm.Keeper, share, kept []byte) {
+	t.Helper()
+	if again, err := k.Share(t.Context(), kept); err != nil || !bytes.Equal(again, share) {
+		t.Errorf("gave %d bytes, %v", len(again), err)
+	}
+}
+
+func extend(t *testing.T, emulated *swtpm.TPM, pcr uint) {
+	t.Helper()
+	emulated.Use(func(t transport.TPM) error {
+		_, err := tpm2.PCRExtend{
+			PCRHandle: tpm2.AuthHandle{Handle: tpm2.TPMHandle(pcr), Auth: tpm2.PasswordAuth(nil)},
+			Digests:   tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{HashAlg: tpm2.TPMAlgSHA256, Digest: make([]byte, 32)}}},
+		}.Execute(t)
+		return err
+	})
+}
+
+func TestATPMKeepsAShare(t *testing.T) {
+	emulated := swtpm.Start(t)
+	k := keeper(emulated)
+	share, kept := make1(t, k)
+	for range 20 {
+		opens(t, k, share, kept)
+	}
+	if objects, sessions := emulated.Handles(); objects != 0 || sessions != 0 {
+		t.Errorf("%d objects and %d sessions are left", objects, sessions)
+	}
+	extend(t, emulated, 7)
+	emulated.Restart()
+	opens(t, k, share, kept)
+}
+
+func TestPCRsShutTheSeal(t *testing.T) {
+	emulated := swtpm.Start(t)
+	k := keeper(emulated, 7, 11)
+	extend(t, emulated, 11)
+	share, kept := make1(t, k)
+	extend(t, emulated, 8)
+	opens(t, k, share, kept)
+	extend(t, emulated, 7)
+	if _, err := k.Share(t.Context(), kept); !errors.Is(err, seal.ErrChanged) {
+		t.Errorf("after a PCR changed: %v", err)
+	}
+	if _, err := keeper(emulated).Share(t.Context(), kept); err == nil {
+		t.Error("it opens without its PCRs")
+	}
+	if _, err := keeper(emulated, 11).Share(t.Context(), kept); !errors.Is(err, seal.ErrChanged) {
+		t.Errorf("with one of its PCRs: %v", err)
+	}
+	if objects, sessions := emulated.Handles(); objects != 0 || sessions != 0 {
+		t.Errorf("%d objects and %d sessions are left", objects, sessions)
+	}
+	emulated.Restart()
+	extend(t, emulated, 11)
+	opens(t, k, share, kept)
+}
+
+func TestOtherTPMsAndBytesAreForeign(t *testing.T) {
+	emulated, other := swtpm.Start(t), swtpm.Start(t)
+	k := keeper(emulated)
+	_, kept := make1(t, k)
+	if _, err := keeper(other).Share(t.Context(), kept); !errors.Is(err, seal.ErrForeign) {
+		t.Errorf("another TPM: %v", err)
+	}
+	for _, field := range []string{"primary", "public", "private"} {
+		var object map[string][]byte
+		if err := json.Unmarshal(kept, &object); err != nil {
+			t.Fatal(err)
+		}
+		object[field][len(object[field])-1] ^= 1
+		altered, err := json.Marshal(object)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := k.Share(t.Context(), altered); !errors.Is(err, seal.ErrForeign) {
+			t.Errorf("%s altered: %v", field, err)
+		}
+	}
+	for _, junk := range []string{"", "{}", "null", `{"primary":"AA=="}`} {
+		if _, err := k.Share(t.Context(), []byte(junk)); !errors.Is(err, seal.ErrForeign) {
+			t.Errorf("%q: %v", junk, err)
+		}
+	}
+}
+
+func TestADeadOrSilentTPMIsAbsent(t *testing.T) {
+	emulated := swtpm.Start(t)
+	k := keeper(emulated)
+	_, kept := make1(t, k)
+	emulated.Stop()
+	if _, err := k.Share(t.Context(), kept); !errors.Is(err, seal.ErrAbsent) {
+		t.Errorf("dead: %v", err)
+	}
+	directory, err := os.MkdirTemp("", "seal") // the path of a Unix socket has at most 107 bytes
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(directory)
+	path := filepath.Join(directory, "s")
+	listener, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	silent := tpm.Keeper{Parameters: tpm.Parameters{Device: "unix:" + path}}
+	if _, err := silent.Share(ctx, kept); !errors.Is(err, seal.ErrAbsent) {
+		t.Errorf("silent: %v", err)
+	}
+	for _, p := range []tpm.Parameters{
+		{}, {Device: "tpm0"}, {Device: "unix:relative"}, {Device: "/dev/null", PCRs: []uint{24}}, {Device: "/dev/null", PCRs: []uint{7, 7}},
+	} {
+		if err := p.Check(); !errors.Is(err, seal.ErrUnsuitable) {
+			t.Errorf("%+v: %v", p, err)
+		}
+	}
+	for _, path := range []string{filepath.Join(directory, "none"), directory, "/dev/null"} {
+		if _, err := (tpm.Keeper{Parameters: tpm.Parameters{Device: path}}).Share(t.Context(), kept); !errors.Is(err, seal.ErrAbsent) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
