@@ -34,13 +34,22 @@ func (g *grip) end() {
 	}
 }
 
+// maxCapabilities bounds those of one token.
+const maxCapabilities = 1 << 16
+
 // grip gives out a capability. The caller holds login.
-func (v *Vault) grip(u Unlock, key token.Key) Capability {
+func (v *Vault) grip(u Unlock, key token.Key) (Capability, error) {
 	g := &grip{holder: u.Holder, keyID: bytes.Clone(u.Key.ID), key: key, limited: u.Uses > 0}
 	rand.Read(g.secret[:])
 	g.left.Store(int64(u.Uses))
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if v.isClosed() {
+		return Capability{}, token.ErrClosed
+	}
+	if len(v.grips) >= maxCapabilities {
+		return Capability{}, fmt.Errorf("worker: %d keys of the token are unlocked: %w", maxCapabilities, token.ErrBusy)
+	}
 	v.last++
 	capability := Capability{Number: v.last, Secret: g.secret}
 	v.grips[capability.Number] = g
@@ -48,7 +57,17 @@ func (v *Vault) grip(u Unlock, key token.Key) Capability {
 		g.ends = time.Now().Add(u.Lasts)
 		g.timer = time.AfterFunc(u.Lasts, func() { v.Lock(capability) })
 	}
-	return capability
+	return capability, nil
+}
+
+// endAll ends all capabilities.
+func (v *Vault) endAll() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	for number, g := range v.grips {
+		g.end()
+		delete(v.grips, number)
+	}
 }
 
 // take finds what an order's capability stands for and uses it, or refuses it.
@@ -60,11 +79,26 @@ func (v *Vault) take(order Order, now time.Time) (*grip, error) {
 	if !g.ends.IsZero() && !now.Before(g.ends) {
 		return nil, fmt.Errorf("%w: its time is over", ErrCapability)
 	}
-	if n := int64(len(order.Inputs)); g.limited && g.left.Add(-n) < 0 {
-		g.left.Add(n)
+	if !g.use(int64(len(order.Inputs))) {
 		return nil, fmt.Errorf("%w: its signatures are used up", ErrCapability)
 	}
 	return g, nil
+}
+
+// use takes n signatures, or none. What the token then fails to sign is used up all the same.
+func (g *grip) use(n int64) bool {
+	if !g.limited {
+		return true
+	}
+	for {
+		left := g.left.Load()
+		if left < n {
+			return false
+		}
+		if g.left.CompareAndSwap(left, left-n) {
+			return true
+		}
+	}
 }
 
 // find compares the secret in constant time; the number is none.

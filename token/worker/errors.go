@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"slices"
 
 	"chancery/access"
 	"chancery/token"
@@ -46,31 +48,34 @@ type told struct {
 	Is   []string `json:"is,omitempty"` // names of what errors.Is finds in it
 }
 
-func appendError(b []byte, err error) []byte {
-	t := told{Text: err.Error()}
+// maxErrorText bounds what one side repeats of the other's text, in bytes.
+const maxErrorText = 4 << 10
+
+func encodeError(err error) []byte {
+	text := err.Error()
+	t := told{Text: text[:min(len(text), maxErrorText)]}
 	for _, known := range named {
 		if errors.Is(err, known.err) {
 			t.Is = append(t.Is, known.name)
 		}
 	}
-	text, _ := json.Marshal(t) // strings always can be
-	return append(b, text...)
+	encoded, _ := json.Marshal(t) // strings always can be
+	return encoded
 }
 
-func parseError(body []byte) error {
+// parseError returns the error that a body stands for, or errFrame.
+func parseError(body []byte) (failure, err error) {
 	var t told
 	if err := json.Unmarshal(body, &t); err != nil {
-		return errFrame
+		return nil, fmt.Errorf("%w: %w", errFrame, err)
 	}
-	far := &farError{text: t.Text}
-	for _, name := range t.Is {
-		for _, known := range named {
-			if known.name == name {
-				far.is = append(far.is, known.err)
-			}
+	far := &farError{text: t.Text[:min(len(t.Text), maxErrorText)]}
+	for _, known := range named {
+		if slices.Contains(t.Is, known.name) {
+			far.is = append(far.is, known.err)
 		}
 	}
-	return far
+	return far, nil
 }
 
 // farError happened at the other end.

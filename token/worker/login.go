@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 
 	"chancery/access"
@@ -14,12 +15,20 @@ import (
 )
 
 // proof remembers the PIN that the token took last, as a digest under a key of its own, so that a grant
-// can be held against it.
+// can be held against it, and the PINs that it did not take.
 type proof struct {
 	key     []byte
 	digest  []byte // nil until the token has taken a PIN
 	version int64  // the PIN's, as of the unlock that showed it last
+
+	rejected map[string]bool // digests of PINs that the token rejected
+	misfits  int             // PINs that did not fit the one that it had taken
 }
+
+// maxWrongPINs is how many wrong PINs a vault bears with. Grants are made by those who know the PIN, so that hardly
+// any holds a wrong one, unless somebody who can alter what a vault is shown uses it to find the PIN out: a login that is kept up
+// resets the token's own count of wrong PINs.
+const maxWrongPINs = 32
 
 func (p *proof) of(pin []byte) []byte {
 	if p.key == nil {
@@ -34,6 +43,35 @@ func (p *proof) of(pin []byte) []byte {
 // fits tells whether the token took this PIN.
 func (p *proof) fits(pin []byte) bool {
 	return p.digest != nil && pin != nil && hmac.Equal(p.digest, p.of(pin))
+}
+
+// reject remembers that the token does not take a PIN.
+func (p *proof) reject(pin []byte) {
+	if p.rejected == nil {
+		p.rejected = make(map[string]bool)
+	}
+	p.rejected[string(p.of(pin))] = true
+}
+
+func (p *proof) isRejected(pin []byte) bool { return p.rejected[string(p.of(pin))] }
+
+// exhausted tells that no more PINs are looked at.
+func (p *proof) exhausted(name string) error {
+	if len(p.rejected)+p.misfits < maxWrongPINs {
+		return nil
+	}
+	return fmt.Errorf("%w: token %q: %d grants held a wrong PIN, and no further one is looked at until \"token reload\"", users.ErrPINRejected, name, maxWrongPINs)
+}
+
+// forget leaves nothing of the PIN that the token took.
+func (p *proof) forget() {
+	clear(p.digest)
+	p.digest, p.version = nil, 0
+}
+
+func (p *proof) destroy() {
+	clear(p.key)
+	*p = proof{}
 }
 
 func (v *Vault) acquireLogin(ctx context.Context) error {
@@ -57,6 +95,9 @@ func (v *Vault) releaseLogin() { <-v.login }
 // logged in is not sent a PIN, and that a wrap opens proves nothing: it is made with a public key, so that whoever can
 // write to the store can make one for themselves, only not with the right PIN.
 func (v *Vault) logIn(ctx context.Context, ledger users.Ledger, record users.Token, pins users.PINs) error {
+	if err := v.proof.exhausted(record.Name); err != nil {
+		return err
+	}
 	if err := users.Login(ctx, ledger, record, &noted{Token: v.token, vault: v}, pins); err != nil {
 		return err
 	}
@@ -64,6 +105,7 @@ func (v *Vault) logIn(ctx context.Context, ledger users.Ledger, record users.Tok
 		return nil
 	}
 	if v.proof.digest != nil && v.proof.version == record.PINVersion {
+		v.proof.misfits++
 		return fmt.Errorf("the grant does not hold the PIN that token %q has taken; its row was altered: %w", record.Name, access.ErrWrongPassphrase)
 	}
 	return v.proveAnew(ctx, ledger, record, pins)
@@ -110,10 +152,15 @@ func (v *Vault) logInAgain(ctx context.Context) error {
 	}
 	v.using.Lock()
 	defer v.using.Unlock()
-	return v.sendKept(ctx)
+	if err := v.sendKept(ctx); err != nil {
+		return err
+	}
+	v.log.Info("the token had lost its login and was logged in again")
+	return nil
 }
 
-// sendKept logs in with the kept PIN, unless the token's retry counter forbids it.
+// sendKept logs in with the kept PIN, unless the token's retry counter forbids it. A kept PIN that the token does not take any
+// more was changed by somebody else: it is not sent again, and no capability outlives it.
 func (v *Vault) sendKept(ctx context.Context) error {
 	if v.pin == nil {
 		return token.ErrLoginRequired
@@ -122,21 +169,34 @@ func (v *Vault) sendKept(ctx context.Context) error {
 		return err
 	}
 	var err error
-	v.pin.Use(func(pin []byte) { err = v.token.Login(ctx, pin) })
-	if err == nil {
-		v.log.Info("the token had lost its login and was logged in again")
+	v.pin.Use(func(pin []byte) {
+		if err = v.token.Login(ctx, pin); errors.Is(err, token.ErrPINIncorrect) {
+			v.proof.reject(pin)
+		}
+	})
+	if errors.Is(err, token.ErrPINIncorrect) {
+		v.forgetPIN()
+		v.endAll()
+		return fmt.Errorf("%w: the token was given another PIN: %v", ErrCapability, err)
 	}
 	return err
 }
 
-// noted has the vault keep the PIN that the token takes.
+// noted has the vault keep the PIN that the token takes, and sends it none twice that it rejected.
 type noted struct {
 	token.Token
 	vault *Vault
 }
 
 func (n *noted) Login(ctx context.Context, pin []byte) error {
-	if err := n.Token.Login(ctx, pin); err != nil {
+	if n.vault.proof.isRejected(pin) {
+		return fmt.Errorf("worker: not sent again: %w", token.ErrPINIncorrect)
+	}
+	err := n.Token.Login(ctx, pin)
+	if errors.Is(err, token.ErrPINIncorrect) {
+		n.vault.proof.reject(pin)
+	}
+	if err != nil {
 		return err
 	}
 	n.vault.proof.digest = n.vault.proof.of(pin)
@@ -159,8 +219,7 @@ func (v *Vault) forgetKept() {
 // forgetPIN forgets what was kept of the PIN, its digest included.
 func (v *Vault) forgetPIN() {
 	v.forgetKept()
-	clear(v.proof.key)
-	v.proof = proof{}
+	v.proof.forget()
 }
 
 // forgetUnused logs out when nobody has a key unlocked any more. The caller holds login.

@@ -3,17 +3,19 @@ package worker
 import (
 	"bytes"
 	"crypto"
+	"crypto/ed25519"
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"math"
 
 	"chancery/token"
 )
 
 // A request to sign: number u64, secret 32 bytes, session 16 bytes, user u64, hash u8 (crypto.Hash), scheme u8,
-// key's identifier u8 and bytes, inputs u32, each u32 and bytes. Its result: signatures u32, each u32 and bytes.
+// key's identifier u16 and bytes, inputs u32, each u32 and bytes. Its result: signatures u32, each u32 and bytes.
 
 // The schemes of a request to sign.
 const (
@@ -21,21 +23,76 @@ const (
 	schemePSS               // with a salt of the hash's length
 )
 
-// inputOverhead is what an input takes beside its bytes.
-const inputOverhead = 4
+const (
+	// inputOverhead is what an input takes beside its bytes.
+	inputOverhead = 4
+	// orderOverhead is what a request to sign takes beside the key's identifier and the inputs.
+	orderOverhead = 8 + 32 + 16 + 8 + 1 + 1 + 2 + 4
+)
 
-func appendOrder(b []byte, order *Order) []byte {
-	hash, scheme := order.Options.HashFunc(), schemePlain
-	if _, pss := order.Options.(*rsa.PSSOptions); pss {
-		scheme = schemePSS
+// way is how a request to sign says the options of crypto.Signer.
+type way struct {
+	hash   byte
+	scheme byte
+}
+
+// wayOf refuses with token.ErrUnsupported what a way cannot say, for another signature would be made than was asked for.
+func wayOf(options crypto.SignerOpts) (way, error) {
+	var w way
+	switch o := options.(type) {
+	case crypto.Hash:
+	case *ed25519.Options:
+		if o == nil || o.Context != "" {
+			return w, fmt.Errorf("worker: ed25519 with a context string: %w", token.ErrUnsupported)
+		}
+	case *rsa.PSSOptions:
+		if o == nil || o.SaltLength != rsa.PSSSaltLengthEqualsHash && o.SaltLength != rsa.PSSSaltLengthAuto &&
+			(!o.Hash.Available() || o.SaltLength != o.Hash.Size()) {
+			return w, fmt.Errorf("worker: RSA-PSS with a salt of another length than the hash's: %w", token.ErrUnsupported)
+		}
+		w.scheme = schemePSS
+	default:
+		return w, fmt.Errorf("worker: signing with options of type %T: %w", options, token.ErrUnsupported)
 	}
+	hash := options.HashFunc()
+	if hash > math.MaxUint8 {
+		return w, fmt.Errorf("worker: hash number %d: %w", uint(hash), token.ErrUnsupported)
+	}
+	w.hash = byte(hash)
+	return w, nil
+}
+
+func (w way) options() (crypto.SignerOpts, bool) {
+	switch w.scheme {
+	case schemePlain:
+		return crypto.Hash(w.hash), true
+	case schemePSS:
+		return &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: crypto.Hash(w.hash)}, true
+	}
+	return nil, false
+}
+
+func orderSize(order *Order) int {
+	return orderOverhead - 4 + len(order.KeyID) + listSize(order.Inputs)
+}
+
+func appendOrder(b []byte, order *Order, w way) []byte {
 	b = binary.BigEndian.AppendUint64(b, order.Capability.Number)
 	b = append(b, order.Capability.Secret[:]...)
 	b = append(b, order.Session[:]...)
 	b = binary.BigEndian.AppendUint64(b, uint64(order.User))
-	b = append(b, byte(hash), scheme, byte(len(order.KeyID)))
+	b = append(b, w.hash, w.scheme)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(order.KeyID)))
 	b = append(b, order.KeyID...)
 	return appendList(b, order.Inputs)
+}
+
+func listSize(list [][]byte) int {
+	size := 4 + inputOverhead*len(list)
+	for _, entry := range list {
+		size += len(entry)
+	}
+	return size
 }
 
 func appendList(b []byte, list [][]byte) []byte {
@@ -54,7 +111,7 @@ type parser struct {
 }
 
 func (p *parser) take(n int) []byte {
-	if p.failed || n > len(p.rest) {
+	if p.failed || n < 0 || n > len(p.rest) {
 		p.failed = true
 		return nil
 	}
@@ -66,6 +123,13 @@ func (p *parser) take(n int) []byte {
 func (p *parser) u8() byte {
 	if b := p.take(1); b != nil {
 		return b[0]
+	}
+	return 0
+}
+
+func (p *parser) u16() uint16 {
+	if b := p.take(2); b != nil {
+		return binary.BigEndian.Uint16(b)
 	}
 	return 0
 }
@@ -112,28 +176,30 @@ func parseOrder(body []byte) (Order, error) {
 	copy(order.Capability.Secret[:], p.take(len(order.Capability.Secret)))
 	copy(order.Session[:], p.take(len(order.Session)))
 	order.User = int64(p.u64())
-	hash, scheme := crypto.Hash(p.u8()), p.u8()
-	order.KeyID = p.take(int(p.u8()))
+	w := way{hash: p.u8(), scheme: p.u8()}
+	order.KeyID = p.take(int(p.u16()))
 	order.Inputs = p.list()
-	switch scheme {
-	case schemePlain:
-		order.Options = hash
-	case schemePSS:
-		order.Options = &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash, Hash: hash}
-	default:
+	options, known := w.options()
+	if !known {
 		p.failed = true
 	}
+	order.Options = options
 	return order, p.end()
 }
 
-// parseSignatures gives parts of body.
-func parseSignatures(body []byte) ([][]byte, error) {
+// parseSignatures gives parts of body, which must hold n signatures.
+func parseSignatures(body []byte, n int) ([][]byte, error) {
+	if len(body) < 4 || int(binary.BigEndian.Uint32(body)) != n {
+		return nil, errFrame
+	}
 	p := &parser{rest: body}
 	signatures := p.list()
 	return signatures, p.end()
 }
 
 // A capability: number u64 and secret.
+
+const capabilitySize = 8 + 32
 
 func appendCapability(b []byte, c Capability) []byte {
 	return append(binary.BigEndian.AppendUint64(b, c.Number), c.Secret[:]...)
@@ -147,6 +213,8 @@ func parseCapability(body []byte) (c Capability, err error) {
 }
 
 // An unlock: length of JSON u32, JSON, and the passphrase.
+
+func unlockSize(text, passphrase []byte) int { return 4 + len(text) + len(passphrase) }
 
 func appendUnlock(b []byte, text, passphrase []byte) []byte {
 	b = binary.BigEndian.AppendUint32(b, uint32(len(text)))
@@ -165,8 +233,7 @@ func parseUnlock(body []byte) (Unlock, error) {
 	if err := json.Unmarshal(text, &u); err != nil {
 		return u, fmt.Errorf("%w: %w", errFrame, err)
 	}
-	u.Passphrase = append([]byte(nil), p.rest...)
-	clear(p.rest)
+	u.Passphrase = bytes.Clone(p.rest)
 	return u, nil
 }
 

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,10 +16,7 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
-
-	"chancery/token"
 )
 
 // Config says how to start a token's process. Zero durations mean the defaults.
@@ -55,30 +53,20 @@ type Process struct {
 	log     *slog.Logger
 	link    *link
 	command *exec.Cmd
-	slots   *semaphore.Weighted // calls to sign that the worker takes at once
-	number  int
+	slots   chan struct{} // calls to sign that the worker takes at once
 
-	heard   atomic.Int64 // when the worker last said something, in Unix nanoseconds
-	hung    atomic.Pointer[string]
-	silent  atomic.Bool
-	closing atomic.Bool
-	done    chan struct{}
+	heard     atomic.Uint64 // frames that the worker has sent
+	hung      atomic.Pointer[string]
+	silent    atomic.Bool
+	malformed atomic.Bool
+	closing   atomic.Bool
+	done      chan struct{}
+	closed    error // what Close returns, once done
 
 	mu      sync.Mutex
 	last    uint64
 	pending map[uint64]*pending
 	ended   error // why, once done
-}
-
-// pending is one call that waits for its result.
-type pending struct {
-	result chan outcome
-	ledger Ledger // nil for all but Unlock
-}
-
-type outcome struct {
-	body []byte
-	err  error
 }
 
 // Start starts a process and returns when it has opened its token. The error is why it could not, or wraps ErrGone.
@@ -101,7 +89,6 @@ func Start(ctx context.Context, cfg Config) (*Process, error) {
 		cfg: cfg, log: cfg.Log, link: newLink(near), command: command,
 		done: make(chan struct{}), pending: make(map[uint64]*pending),
 	}
-	p.heard.Store(time.Now().UnixNano())
 	go p.receive()
 	if err := p.open(ctx); err != nil {
 		p.kill()
@@ -176,13 +163,12 @@ func (p *Process) open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	p.slots = semaphore.NewWeighted(int64(max(result.Slots, 1)))
-	p.number = max(result.Slots, 1)
+	p.slots = make(chan struct{}, min(max(result.Slots, 1), maxSlots))
 	return nil
 }
 
 // Slots is how many calls to Sign the worker takes at once; further ones wait.
-func (p *Process) Slots() int { return p.number }
+func (p *Process) Slots() int { return cap(p.slots) }
 
 // PID is the process' number.
 func (p *Process) PID() int { return p.command.Process.Pid }
@@ -191,44 +177,83 @@ func (p *Process) PID() int { return p.command.Process.Pid }
 func (p *Process) receive() {
 	for {
 		f, err := p.link.read()
-		if err != nil {
-			break
+		if err == nil {
+			p.heard.Add(1)
+			err = p.handle(f)
 		}
-		p.heard.Store(time.Now().UnixNano())
-		switch f.kind {
-		case kindResult:
-			p.deliver(f.call, outcome{body: append([]byte(nil), f.body...)})
-		case kindFailure:
-			p.deliver(f.call, outcome{err: parseError(f.body)})
-		case kindAsk:
-			p.answer(f.call, append([]byte(nil), f.body...))
-		case kindHung:
-			what := string(f.body)
-			p.hung.Store(&what)
+		if errors.Is(err, errFrame) {
+			p.distrust()
+		}
+		if err != nil {
+			p.bury()
+			return
 		}
 	}
-	p.bury()
+}
+
+func (p *Process) handle(f frame) error {
+	switch f.kind {
+	case kindResult:
+		p.deliver(f.call, outcome{body: bytes.Clone(f.body)})
+	case kindFailure:
+		failure, err := parseError(f.body)
+		if err != nil {
+			return err
+		}
+		p.deliver(f.call, outcome{err: failure})
+	case kindAsk:
+		return p.answer(f.call, f.body)
+	case kindHung:
+		what := string(f.body[:min(len(f.body), maxErrorText)])
+		p.hung.Store(&what)
+	default:
+		return fmt.Errorf("%w: kind %d", errFrame, f.kind)
+	}
+	return nil
+}
+
+// distrust ends a process that sent what no worker sends.
+func (p *Process) distrust() {
+	p.malformed.Store(true)
+	p.kill()
 }
 
 // bury waits for the process' end, which comes of itself or is brought about, and tells everybody who waits.
 func (p *Process) bury() {
-	patience := time.AfterFunc(lastWords, p.kill)
-	err := p.command.Wait()
-	patience.Stop()
+	err := p.reap()
 	p.link.conn.Close()
+	cause := p.cause(err)
+	if p.closing.Load() && err != nil {
+		p.closed = fmt.Errorf("worker: close the token's process %d: %s", p.PID(), cause)
+	}
 	p.mu.Lock()
-	p.ended = fmt.Errorf("%w: %s", ErrGone, p.cause(err))
+	p.ended = fmt.Errorf("%w: %s", ErrGone, cause)
 	calls := p.pending
 	p.pending = nil
 	p.mu.Unlock()
 	close(p.done)
 	for _, waiting := range calls {
-		waiting.result <- outcome{err: p.ended}
+		p.settle(waiting, outcome{err: p.ended})
 	}
-	if p.closing.Load() {
-		return
+	if !p.closing.Load() {
+		p.log.Error("the token's process ended", "pid", p.PID(), "cause", cause, "calls", len(calls))
 	}
-	p.log.Error("the token's process ended", "pid", p.PID(), "cause", p.cause(err), "calls", len(calls))
+}
+
+// reap waits for a process that has closed the link, or was killed. One that the kernel does not end, in a
+// driver's call for instance, is left to itself.
+func (p *Process) reap() error {
+	exited := make(chan error, 1)
+	go func() { exited <- p.command.Wait() }()
+	for range 2 {
+		select {
+		case err := <-exited:
+			return err
+		case <-time.After(lastWords):
+			p.kill()
+		}
+	}
+	return errors.New("it does not end although it was killed")
 }
 
 // cause says for people why the process ended.
@@ -238,6 +263,9 @@ func (p *Process) cause(err error) string {
 	}
 	if p.silent.Load() {
 		return "it did not answer any more"
+	}
+	if p.malformed.Load() {
+		return "it sent a malformed message"
 	}
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
@@ -251,232 +279,53 @@ func (p *Process) cause(err error) string {
 	return "it was closed"
 }
 
-func (p *Process) kill() { _ = p.command.Process.Kill() }
+// kill ends the process, and the reading of what it said last: the kernel may keep a process that was killed, and its end of
+// the link, for as long as a driver likes.
+func (p *Process) kill() {
+	_ = p.command.Process.Kill()
+	_ = p.link.conn.SetReadDeadline(time.Now().Add(lastWords))
+}
+
+// pingsMissed ends a process: it said nothing for so many times Config.PingEvery, the last two after a ping. Rounds are
+// counted, and not time, which may pass while both processes are stopped.
+const pingsMissed = 3
 
 // watch ends a process that does not answer.
 func (p *Process) watch() {
 	ticker := time.NewTicker(p.cfg.PingEvery)
 	defer ticker.Stop()
-	for {
+	var heard uint64
+	for missed := 0; ; {
 		select {
 		case <-p.done:
 			return
 		case <-ticker.C:
 		}
-		silence := time.Since(time.Unix(0, p.heard.Load()))
-		if silence > 3*p.cfg.PingEvery {
+		if now := p.heard.Load(); now != heard {
+			heard, missed = now, 0
+			continue
+		}
+		if missed++; missed >= pingsMissed {
 			p.silent.Store(true)
 			p.kill()
 			return
 		}
-		if silence >= p.cfg.PingEvery/2 {
-			go func() { _ = p.link.write(kindPing, 0, nil) }()
-		}
+		go func() { _ = p.link.write(kindPing, 0, 0, nil) }()
 	}
 }
 
-func (p *Process) register(ledger Ledger) (uint64, *pending, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.pending == nil {
-		return 0, nil, p.ended
-	}
-	p.last++
-	waiting := &pending{result: make(chan outcome, 1), ledger: ledger}
-	p.pending[p.last] = waiting
-	return p.last, waiting, nil
-}
-
-func (p *Process) take(number uint64) *pending {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	waiting := p.pending[number]
-	delete(p.pending, number)
-	return waiting
-}
-
-func (p *Process) deliver(number uint64, o outcome) {
-	if waiting := p.take(number); waiting != nil {
-		waiting.result <- o
-	}
-}
-
-// await returns the result. When ctx ends first the call is given up, and what it brings later is dropped.
-func (p *Process) await(ctx context.Context, number uint64, waiting *pending) ([]byte, error) {
-	select {
-	case o := <-waiting.result:
-		return o.body, o.err
-	case <-ctx.Done():
-		p.take(number)
-		return nil, fmt.Errorf("the token has not answered yet: %w", context.Cause(ctx))
-	}
-}
-
-// ask makes a call whose body and result are JSON.
-func (p *Process) ask(ctx context.Context, kind byte, body []byte, result any) error {
-	number, waiting, err := p.register(nil)
-	if err != nil {
-		return err
-	}
-	if err := p.link.write(kind, number, func(b []byte) []byte { return append(b, body...) }); err != nil {
-		p.take(number)
-		return fmt.Errorf("%w: %w", ErrGone, err)
-	}
-	reply, err := p.await(ctx, number, waiting)
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(reply, result); err != nil {
-		return fmt.Errorf("%w: %w", errFrame, err)
-	}
-	return nil
-}
-
-// Info implements Handler.
-func (p *Process) Info(ctx context.Context) (info token.Info, err error) {
-	err = p.ask(ctx, kindInfo, nil, &info)
-	return info, err
-}
-
-// Keys implements Handler.
-func (p *Process) Keys(ctx context.Context) ([]token.KeyInfo, error) {
-	var listed []listedKey
-	if err := p.ask(ctx, kindKeys, nil, &listed); err != nil {
-		return nil, err
-	}
-	return unlistKeys(listed)
-}
-
-// Unlock implements Handler. When ctx ends first, the worker goes on: what it finds out of a PIN still reaches the ledger.
-func (p *Process) Unlock(ctx context.Context, unlock Unlock, ledger Ledger) (Capability, error) {
-	text, err := json.Marshal(unlock)
-	if err != nil {
-		return Capability{}, err
-	}
-	number, waiting, err := p.register(ledger)
-	if err != nil {
-		return Capability{}, err
-	}
-	if err := p.link.write(kindUnlock, number, func(b []byte) []byte { return appendUnlock(b, text, unlock.Passphrase) }); err != nil {
-		p.take(number)
-		return Capability{}, fmt.Errorf("%w: %w", ErrGone, err)
-	}
-	select {
-	case o := <-waiting.result:
-		return capabilityOf(o)
-	case <-ctx.Done():
-		go func() {
-			if late, err := capabilityOf(<-waiting.result); err == nil {
-				p.Lock(late)
-			}
-		}()
-		return Capability{}, fmt.Errorf("the token has not answered yet: %w", context.Cause(ctx))
-	}
-}
-
-func capabilityOf(o outcome) (Capability, error) {
-	if o.err != nil {
-		return Capability{}, o.err
-	}
-	return parseCapability(o.body)
-}
-
-// answer has the ledger of a call answer the worker's question.
-func (p *Process) answer(number uint64, body []byte) {
-	p.mu.Lock()
-	waiting := p.pending[number]
-	p.mu.Unlock()
-	go func() {
-		var a answer
-		var q question
-		err := json.Unmarshal(body, &q)
-		switch {
-		case err != nil:
-		case waiting == nil || waiting.ledger == nil:
-			err = errFrame
-		default:
-			a, err = consult(waiting.ledger, q)
-		}
-		if err != nil {
-			a = answer{Error: appendError(nil, err)}
-		}
-		text, err := json.Marshal(a)
-		if err != nil {
-			text = nil // a malformed answer is a failure there
-		}
-		_ = p.link.write(kindAnswer, number, func(b []byte) []byte { return append(b, text...) })
-	}()
-}
-
-// consultTimeout bounds a question to the ledger.
-const consultTimeout = 30 * time.Second
-
-func consult(ledger Ledger, q question) (answer, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), consultTimeout)
-	defer cancel()
-	switch q.About {
-	case askDerived:
-		ledger.Derived()
-		return answer{}, nil
-	case askCommit:
-		return answer{}, ledger.CommitPIN(ctx, q.TokenID, q.Version)
-	case askReject:
-		return answer{}, ledger.RejectPIN(ctx, q.TokenID, q.Version, q.Staged)
-	case askToken:
-		snapshot, err := ledger.Snapshot(ctx)
-		if err != nil {
-			return answer{}, err
-		}
-		if record, ok := snapshot.TokenByID(q.TokenID); ok {
-			return answer{Token: record}, nil
-		}
-		return answer{}, nil
-	}
-	return answer{}, errFrame
-}
-
-// Sign implements Handler.
-func (p *Process) Sign(ctx context.Context, order Order) ([][]byte, error) {
-	if err := p.slots.Acquire(ctx, 1); err != nil {
-		return nil, fmt.Errorf("%w: %w", token.ErrBusy, err)
-	}
-	defer p.slots.Release(1)
-	number, waiting, err := p.register(nil)
-	if err != nil {
-		return nil, err
-	}
-	if err := p.link.write(kindSign, number, func(b []byte) []byte { return appendOrder(b, &order) }); err != nil {
-		p.take(number)
-		return nil, fmt.Errorf("%w: %w", ErrGone, err)
-	}
-	body, err := p.await(ctx, number, waiting)
-	if err != nil {
-		return nil, err
-	}
-	signatures, err := parseSignatures(body)
-	if err == nil && len(signatures) != len(order.Inputs) {
-		err = errFrame
-	}
-	return signatures, err
-}
-
-// Lock implements Handler.
-func (p *Process) Lock(capability Capability) {
-	_ = p.link.write(kindLock, 0, func(b []byte) []byte { return appendCapability(b, capability) }) // a broken link has no capabilities left
-}
-
-// Close has the worker log out and end, and ends it when it does not.
+// Close has the worker log out and end, and ends it when it does not. It may be called again, and returns the same then; a process
+// that had ended before is no error.
 func (p *Process) Close() error {
 	p.closing.Store(true)
-	_ = p.link.write(kindClose, 0, nil)
+	go func() { _ = p.link.write(kindClose, 0, 0, nil) }() // a link that is full must not delay the end
 	select {
 	case <-p.done:
-		return nil
 	case <-time.After(2 * lastWords):
+		p.kill()
+		<-p.done
 	}
-	p.kill()
-	<-p.done
-	return fmt.Errorf("worker: the token's process %d did not end by itself", p.PID())
+	return p.closed
 }
 
 // Done implements Handler.

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,11 +10,12 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"sync"
+	"syscall"
 	"time"
 
 	"chancery/token"
-	"chancery/users"
 )
 
 // LinkFD is the file descriptor of the link in a worker process.
@@ -27,6 +29,10 @@ const (
 	defaultSlots = 16
 	// lastWords bounds what a worker does before it ends.
 	lastWords = 3 * time.Second
+	// maxSlots bounds the calls to sign at once, whatever a token tells.
+	maxSlots = 1024
+	// maxRequests bounds what else a worker does at once.
+	maxRequests = 1024
 )
 
 // Opener opens the token that a worker is for, in that worker. The specification is Config.Specification of the process
@@ -45,28 +51,12 @@ type opened struct {
 }
 
 // Serve runs a worker at the far end of a Process until that closes the link, and returns nil then. It has open open
-// the token once, when it is told which. A call to the token that hangs ends the whole program with ExitHung.
+// the token once, when it is told which. It is all that its program does: a call to the token that hangs ends that with ExitHung,
+// the caller ends it when Serve has returned, whatever still runs, and SIGINT, SIGTERM and SIGHUP, which a terminal and systemd send
+// to all processes of a service, are ignored, so that a worker is there until the process at the other end needs it no more.
 func Serve(conn net.Conn, open Opener, log *slog.Logger) error {
-	s := &server{link: newLink(conn), log: log, watch: newWatch(), ended: make(chan error, 1), asks: make(map[uint64]chan []byte)}
-	first, err := s.link.read()
-	if err != nil {
-		return fmt.Errorf("worker: nobody says which token: %w", err)
-	}
-	if err := s.open(first, open); err != nil {
-		return err
-	}
-	for range s.slots + 1 { // one more, so that one always reads
-		go s.follow()
-	}
-	err = <-s.ended
-	closed := make(chan error, 1)
-	go func() { closed <- s.vault.Close() }()
-	select {
-	case closeErr := <-closed:
-		return errors.Join(err, closeErr)
-	case <-time.After(lastWords):
-		return errors.Join(err, errors.New("worker: the token did not close"))
-	}
+	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	return newServer(conn, log).run(open)
 }
 
 // server is the worker's side of a link.
@@ -76,51 +66,115 @@ type server struct {
 	vault *Vault
 	watch *watch
 	slots int
-	ended chan error
 
-	reading sync.Mutex
+	ending sync.Once
+	ended  chan struct{}
+	cause  error // once ended
 
-	mu   sync.Mutex
-	asks map[uint64]chan []byte // answers awaited, by call
+	reading  sync.Mutex
+	requests chan struct{} // held by what is asked for beside signatures
+
+	mu      sync.Mutex
+	asks    map[uint64]chan []byte        // answers awaited, by call
+	batches map[uint64]context.CancelFunc // of more than one input, by call
 }
 
-func (s *server) open(f frame, open Opener) error {
+func newServer(conn net.Conn, log *slog.Logger) *server {
+	return &server{
+		link: newLink(conn), log: log, watch: newWatch(), ended: make(chan struct{}),
+		requests: make(chan struct{}, maxRequests),
+		asks:     make(map[uint64]chan []byte), batches: make(map[uint64]context.CancelFunc),
+	}
+}
+
+func (s *server) run(open Opener) error {
+	defer s.link.conn.Close() // which ends all followers
+	number, what, err := s.readOpening()
+	if err != nil {
+		return fmt.Errorf("worker: nobody says which token: %w", err)
+	}
+	go s.listen()
+	opened := make(chan error, 1)
+	go func() { opened <- s.open(number, what, open) }()
+	select {
+	case err := <-opened:
+		if err != nil {
+			s.end(err)
+			return err
+		}
+	case <-s.ended:
+		return s.cause
+	}
+	for range s.slots + 1 { // one more, so that one always reads
+		go s.follow()
+	}
+	<-s.ended
+	return errors.Join(s.cause, s.close())
+}
+
+// listen notices that the other end is gone while the token is being opened. What it says meanwhile waits.
+func (s *server) listen() {
+	s.reading.Lock()
+	defer s.reading.Unlock()
+	if err := s.link.await(); err != nil {
+		s.end(err)
+	}
+}
+
+// close gives the token some time to close.
+func (s *server) close() error {
+	closed := make(chan error, 1)
+	go func() { closed <- s.vault.Close() }()
+	select {
+	case err := <-closed:
+		return err
+	case <-time.After(lastWords):
+		return errors.New("worker: the token did not close")
+	}
+}
+
+func (s *server) readOpening() (uint64, opening, error) {
 	var what opening
+	f, err := s.link.read()
+	if err != nil {
+		return 0, what, err
+	}
 	if f.kind != kindOpen {
-		return errFrame
+		return 0, what, fmt.Errorf("%w: kind %d", errFrame, f.kind)
 	}
 	if err := json.Unmarshal(f.body, &what); err != nil {
-		return fmt.Errorf("%w: %w", errFrame, err)
+		return 0, what, fmt.Errorf("%w: %w", errFrame, err)
 	}
+	if what.CallTimeout <= 0 {
+		return 0, what, fmt.Errorf("%w: no time for a call", errFrame)
+	}
+	return f.call, what, nil
+}
+
+func (s *server) open(number uint64, what opening, open Opener) error {
 	ctx := context.Background()
 	t, err := open(ctx, what.Specification, s.log)
 	if err != nil {
-		return errors.Join(s.fail(f.call, err), err)
+		return errors.Join(err, s.fail(number, err))
 	}
 	s.vault = NewVault(&watched{t, s.watch}, s.log)
-	go s.watch.run(what.CallTimeout, s.hung)
+	go s.watch.run(what.CallTimeout, s.ended, s.hung)
 	info, err := s.vault.Info(ctx)
 	if err != nil {
-		return errors.Join(s.fail(f.call, err), err)
+		return errors.Join(err, s.fail(number, err))
 	}
 	if s.slots = info.MaxSessions; s.slots < 1 {
 		s.slots = defaultSlots
 	}
-	return s.reply(f.call, opened{Slots: s.slots})
+	s.slots = min(s.slots, maxSlots)
+	return s.reply(number, opened{Slots: s.slots})
 }
 
 // hung ends the process, since nothing else ends a call into a module.
 func (s *server) hung(what string) {
+	time.AfterFunc(lastWords, func() { os.Exit(ExitHung) }) // for nobody may read the log or the link either
 	s.log.Error("a call to the token does not return: its process ends", "call", what)
-	told := make(chan struct{})
-	go func() {
-		defer close(told)
-		_ = s.link.write(kindHung, 0, func(b []byte) []byte { return append(b, what...) })
-	}()
-	select {
-	case <-told:
-	case <-time.After(lastWords):
-	}
+	_ = s.link.writeBytes(kindHung, 0, []byte(what))
 	os.Exit(ExitHung)
 }
 
@@ -135,10 +189,18 @@ func (s *server) follow() {
 			return
 		}
 		if f.kind == kindSign {
-			call := f.call
+			number := f.call
 			order, err := parseOrder(f.body)
+			ctx, done := s.context(number, &order)
 			s.reading.Unlock()
-			s.sign(call, order, err)
+			if err == nil {
+				err = s.sign(ctx, number, order)
+				done()
+			}
+			if err != nil {
+				s.end(err)
+				return
+			}
 			continue
 		}
 		err = s.dispatch(f)
@@ -150,30 +212,51 @@ func (s *server) follow() {
 	}
 }
 
-// end ends the worker. The end of the link is in order.
+// end ends the worker, once. The end of the link is in order.
 func (s *server) end(err error) {
-	if errors.Is(err, io.EOF) {
-		err = nil
+	s.ending.Do(func() {
+		if !errors.Is(err, io.EOF) {
+			s.cause = err
+		}
+		close(s.ended)
+	})
+}
+
+// context is one that kindCancel ends, where that can be of use: a signature that has begun cannot be cancelled.
+func (s *server) context(number uint64, order *Order) (context.Context, func()) {
+	if len(order.Inputs) <= 1 {
+		return context.Background(), func() {}
 	}
-	select {
-	case s.ended <- err:
-	default:
+	ctx, cancel := context.WithCancel(context.Background())
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.batches[number] = cancel
+	return ctx, func() {
+		cancel()
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.batches, number)
 	}
 }
 
-func (s *server) sign(number uint64, order Order, err error) {
-	var signatures [][]byte
-	if err == nil {
-		signatures, err = s.vault.Sign(context.Background(), order)
+func (s *server) cancel(number uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if cancel, ok := s.batches[number]; ok {
+		cancel()
 	}
+}
+
+func (s *server) sign(ctx context.Context, number uint64, order Order) error {
+	signatures, err := s.vault.Sign(ctx, order)
 	if err != nil {
-		err = s.fail(number, err)
-	} else {
-		err = s.link.write(kindResult, number, func(b []byte) []byte { return appendList(b, signatures) })
+		return s.fail(number, err)
 	}
-	if err != nil {
-		s.end(err)
+	err = s.link.write(kindResult, number, listSize(signatures), func(b []byte) []byte { return appendList(b, signatures) })
+	if errors.Is(err, errTooLarge) {
+		return s.fail(number, err)
 	}
+	return err
 }
 
 // dispatch starts what a frame asks for. It keeps nothing of the frame's body.
@@ -181,63 +264,85 @@ func (s *server) dispatch(f frame) error {
 	ctx, number := context.Background(), f.call
 	switch f.kind {
 	case kindPing:
-		return s.link.write(kindResult, number, nil)
+		return s.link.write(kindResult, number, 0, nil)
 	case kindClose:
 		return io.EOF
 	case kindInfo:
-		go s.respond(number, func() (any, error) { return s.vault.Info(ctx) })
+		return s.request(number, func() error { return s.respond(number, func() (any, error) { return s.vault.Info(ctx) }) })
 	case kindKeys:
-		go s.respond(number, func() (any, error) {
-			infos, err := s.vault.Keys(ctx)
-			if err != nil {
-				return nil, err
-			}
-			return listKeys(infos)
-		})
+		return s.request(number, func() error { return s.respond(number, func() (any, error) { return s.listKeys(ctx) }) })
 	case kindUnlock:
 		unlock, err := parseUnlock(f.body)
 		if err != nil {
 			return err
 		}
-		go s.unlock(ctx, number, unlock)
+		accepted, err := s.accept(number, func() error { return s.unlock(ctx, number, unlock) })
+		if !accepted {
+			clear(unlock.Passphrase)
+		}
+		return err
 	case kindLock:
 		capability, err := parseCapability(f.body)
 		if err != nil {
 			return err
 		}
 		s.vault.Lock(capability)
+	case kindCancel:
+		s.cancel(number)
 	case kindAnswer:
-		s.answered(number, append([]byte(nil), f.body...))
+		s.answered(number, bytes.Clone(f.body))
 	default:
 		return fmt.Errorf("%w: kind %d", errFrame, f.kind)
 	}
 	return nil
 }
 
-// respond answers a call with what work returns.
-func (s *server) respond(number uint64, work func() (any, error)) {
-	value, err := work()
-	if err != nil {
-		err = s.fail(number, err)
-	} else {
-		err = s.reply(number, value)
-	}
-	if err != nil {
-		s.end(err)
-	}
+// request is accept for what leaves nothing to clear.
+func (s *server) request(number uint64, serve func() error) error {
+	_, err := s.accept(number, serve)
+	return err
 }
 
-func (s *server) unlock(ctx context.Context, number uint64, unlock Unlock) {
+// accept serves what may take its time beside the reading, unless too much is being served already.
+func (s *server) accept(number uint64, serve func() error) (accepted bool, err error) {
+	select {
+	case s.requests <- struct{}{}:
+	default:
+		return false, s.fail(number, fmt.Errorf("worker: %d requests are under way: %w", maxRequests, token.ErrBusy))
+	}
+	go func() {
+		defer func() { <-s.requests }()
+		if err := serve(); err != nil {
+			s.end(err)
+		}
+	}()
+	return true, nil
+}
+
+// respond answers a call with what work returns.
+func (s *server) respond(number uint64, work func() (any, error)) error {
+	value, err := work()
+	if err != nil {
+		return s.fail(number, err)
+	}
+	return s.reply(number, value)
+}
+
+func (s *server) listKeys(ctx context.Context) ([]listedKey, error) {
+	infos, err := s.vault.Keys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return listKeys(infos)
+}
+
+func (s *server) unlock(ctx context.Context, number uint64, unlock Unlock) error {
 	defer clear(unlock.Passphrase)
 	capability, err := s.vault.Unlock(ctx, unlock, &farLedger{server: s, call: number, tokenID: unlock.Token.ID})
 	if err != nil {
-		err = s.fail(number, err)
-	} else {
-		err = s.link.write(kindResult, number, func(b []byte) []byte { return appendCapability(b, capability) })
+		return s.fail(number, err)
 	}
-	if err != nil {
-		s.end(err)
-	}
+	return s.link.write(kindResult, number, capabilitySize, func(b []byte) []byte { return appendCapability(b, capability) })
 }
 
 func (s *server) reply(number uint64, value any) error {
@@ -245,97 +350,13 @@ func (s *server) reply(number uint64, value any) error {
 	if err != nil {
 		return s.fail(number, err)
 	}
-	return s.link.write(kindResult, number, func(b []byte) []byte { return append(b, text...) })
+	err = s.link.writeBytes(kindResult, number, text)
+	if errors.Is(err, errTooLarge) {
+		return s.fail(number, err)
+	}
+	return err
 }
 
 func (s *server) fail(number uint64, failure error) error {
-	return s.link.write(kindFailure, number, func(b []byte) []byte { return appendError(b, failure) })
-}
-
-// The questions of a worker to the ledger.
-const (
-	askDerived = "derived"
-	askToken   = "token"
-	askCommit  = "commit"
-	askReject  = "reject"
-)
-
-type question struct {
-	About   string
-	TokenID int64 `json:",omitempty"`
-	Version int64 `json:",omitempty"`
-	Staged  bool  `json:",omitempty"`
-}
-
-// answer has neither where the ledger has done what was asked.
-type answer struct {
-	Token *users.Token    `json:",omitempty"`
-	Error json.RawMessage `json:",omitempty"`
-}
-
-func (s *server) answered(number uint64, body []byte) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if waiting, ok := s.asks[number]; ok {
-		waiting <- body
-		delete(s.asks, number)
-	}
-}
-
-// ask waits for the ledger's answer. The process at the other end bounds it, and its end ends the worker.
-func (s *server) ask(number uint64, q question) (answer, error) {
-	waiting := make(chan []byte, 1)
-	s.mu.Lock()
-	s.asks[number] = waiting
-	s.mu.Unlock()
-	text, err := json.Marshal(q)
-	if err != nil {
-		return answer{}, err
-	}
-	if err := s.link.write(kindAsk, number, func(b []byte) []byte { return append(b, text...) }); err != nil {
-		return answer{}, err
-	}
-	var a answer
-	if err := json.Unmarshal(<-waiting, &a); err != nil {
-		return answer{}, errFrame
-	}
-	if a.Error != nil {
-		return answer{}, parseError(a.Error)
-	}
-	return a, nil
-}
-
-// farLedger is the ledger at the other end of the link, for one call.
-type farLedger struct {
-	server  *server
-	call    uint64
-	tokenID int64
-}
-
-// Derived implements Ledger. Its failure is met again by the next question.
-func (l *farLedger) Derived() { _, _ = l.server.ask(l.call, question{About: askDerived}) }
-
-// Snapshot returns one that holds the call's token and nothing else.
-func (l *farLedger) Snapshot(context.Context) (*users.Snapshot, error) {
-	a, err := l.server.ask(l.call, question{About: askToken, TokenID: l.tokenID})
-	if err != nil {
-		return nil, err
-	}
-	var records []users.Token
-	if a.Token != nil {
-		records = append(records, *a.Token)
-	}
-	return users.NewSnapshot(0, nil, records, nil, nil), nil
-}
-
-// CommitPIN implements users.Ledger.
-func (l *farLedger) CommitPIN(_ context.Context, tokenID, version int64) error {
-	_, err := l.server.ask(l.call, question{About: askCommit, TokenID: tokenID, Version: version})
-	return err
-}
-
-// RejectPIN implements users.Ledger.
-func (l *farLedger) RejectPIN(_ context.Context, tokenID, version int64, staged bool) error {
-	_, err := l.server.ask(l.call, question{About: askReject, TokenID: tokenID, Version: version, Staged: staged})
-	return err
+	return s.link.writeBytes(kindFailure, number, encodeError(failure))
 }

@@ -26,11 +26,14 @@ type Vault struct {
 	proof proof         // guarded by login
 	pin   *confine.Secret
 
-	mu     sync.Mutex
-	keys   map[string]token.Key // by identifier on the token
-	grips  map[uint64]*grip     // by number
-	last   uint64               // number given out
-	closed chan struct{}
+	mu    sync.Mutex
+	keys  map[string]token.Key // by identifier on the token
+	grips map[uint64]*grip     // by number
+	last  uint64               // number given out
+
+	closing  sync.Once
+	closed   chan struct{}
+	closeErr error // what Close returns
 }
 
 // NewVault takes charge of an open token, which Close closes.
@@ -70,7 +73,11 @@ func (v *Vault) Unlock(ctx context.Context, u Unlock, ledger Ledger) (Capability
 		v.forgetUnused(ctx)
 		return Capability{}, err
 	}
-	return v.grip(u, key), nil
+	capability, err := v.grip(u, key)
+	if err != nil {
+		v.forgetUnused(ctx)
+	}
+	return capability, err
 }
 
 // unwrap turns the passphrase into what the grant holds. The caller clears it.
@@ -93,24 +100,27 @@ func unwrap(u Unlock, ledger Ledger) (users.PINs, error) {
 
 func derive(u Unlock, ledger Ledger) (*access.Key, error) {
 	defer ledger.Derived()
+	if u.Lasts < 0 || u.Uses < 0 {
+		return nil, fmt.Errorf("%w: its time or its signatures are over before it begins", ErrCapability)
+	}
 	if len(u.Passphrase) > access.MaxPassphrase {
 		return nil, fmt.Errorf("passphrase of more than %d bytes: %w", access.MaxPassphrase, access.ErrWrongPassphrase)
 	}
 	return access.DeriveKey(u.Passphrase, u.Grant.Parameters)
 }
 
-// fetch finds the key once and keeps it. Its public half is compared with the registered one each
-// time: rows of the store can be exchanged.
+// fetch finds the key and keeps it. Its public half is compared with the registered one each time: rows of the store can be
+// exchanged, and so can the keys of a token.
 func (v *Vault) fetch(ctx context.Context, wanted Key) (token.Key, error) {
 	v.mu.Lock()
 	key, known := v.keys[string(wanted.ID)]
 	v.mu.Unlock()
-	if !known {
-		found, err := v.token.Key(ctx, wanted.ID)
-		if err != nil {
-			return nil, err
-		}
-		key = found
+	if known && samePublic(wanted, key.Public()) == nil {
+		return key, nil
+	}
+	key, err := v.token.Key(ctx, wanted.ID)
+	if err != nil {
+		return nil, err
 	}
 	if err := samePublic(wanted, key.Public()); err != nil {
 		return nil, err
@@ -142,8 +152,11 @@ func (v *Vault) Sign(ctx context.Context, order Order) ([][]byte, error) {
 	}
 	signatures := make([][]byte, len(order.Inputs))
 	for i, input := range order.Inputs {
+		if err := ctx.Err(); err != nil {
+			return nil, fmt.Errorf("worker: after %d of %d signatures: %w", i, len(signatures), err)
+		}
 		if g.isOver() {
-			return nil, ErrCapability
+			return nil, fmt.Errorf("%w: it ended after %d of %d signatures", ErrCapability, i, len(signatures))
 		}
 		if signatures[i], err = v.signVerified(ctx, g.key, input, order.Options); err != nil {
 			return nil, err
@@ -185,26 +198,29 @@ func (v *Vault) signOnce(ctx context.Context, key token.Key, input []byte, optio
 	return key.Sign(ctx, input, options)
 }
 
-// Close implements Handler.
+// Close implements Handler. It may be called again, and returns the same then.
 func (v *Vault) Close() error {
-	v.mu.Lock()
+	v.closing.Do(func() {
+		v.mu.Lock()
+		close(v.closed)
+		v.mu.Unlock()
+		v.endAll()
+		v.closeErr = v.token.Close()
+		v.login <- struct{}{}
+		defer v.releaseLogin()
+		v.forgetPIN()
+		v.proof.destroy()
+	})
+	return v.closeErr
+}
+
+func (v *Vault) isClosed() bool {
 	select {
 	case <-v.closed:
-		v.mu.Unlock()
-		return nil
+		return true
 	default:
+		return false
 	}
-	close(v.closed)
-	for number, g := range v.grips {
-		g.end()
-		delete(v.grips, number)
-	}
-	v.mu.Unlock()
-	err := v.token.Close()
-	v.login <- struct{}{}
-	defer v.releaseLogin()
-	v.forgetPIN()
-	return err
 }
 
 // Done implements Handler.

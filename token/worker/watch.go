@@ -9,26 +9,30 @@ import (
 	"chancery/token"
 )
 
+// watchRounds is in how many rounds a call's time is divided. Rounds are counted, and not time, which may pass while
+// the whole process is stopped.
+const watchRounds = 8
+
 // watch knows which calls to a token are under way, and since when.
 type watch struct {
 	mu    sync.Mutex
 	last  uint64
+	round uint64
 	calls map[uint64]call
 }
 
 type call struct {
 	what  string
-	began time.Time
+	began uint64 // the round
 }
 
 func newWatch() *watch { return &watch{calls: make(map[uint64]call)} }
 
 func (w *watch) begin(what string) uint64 {
-	began := time.Now()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.last++
-	w.calls[w.last] = call{what, began}
+	w.calls[w.last] = call{what, w.round}
 	return w.last
 }
 
@@ -38,24 +42,30 @@ func (w *watch) end(number uint64) {
 	delete(w.calls, number)
 }
 
-// overdue returns what has been under way for longer than limit, or "".
-func (w *watch) overdue(limit time.Duration, now time.Time) string {
+// overdue begins a round and returns what has been under way for more than watchRounds of them, or "".
+func (w *watch) overdue() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.round++
 	for _, c := range w.calls {
-		if now.Sub(c.began) > limit {
+		if w.round-c.began > watchRounds {
 			return c.what
 		}
 	}
 	return ""
 }
 
-// run calls hung, once, when a call takes longer than limit.
-func (w *watch) run(limit time.Duration, hung func(what string)) {
-	ticker := time.NewTicker(max(min(limit/8, time.Second), time.Millisecond))
+// run calls hung, once, when a call takes longer than limit, until ended.
+func (w *watch) run(limit time.Duration, ended <-chan struct{}, hung func(what string)) {
+	ticker := time.NewTicker(max(limit/watchRounds, time.Millisecond))
 	defer ticker.Stop()
-	for now := range ticker.C {
-		if what := w.overdue(limit, now); what != "" {
+	for {
+		select {
+		case <-ticker.C:
+		case <-ended:
+			return
+		}
+		if what := w.overdue(); what != "" {
 			hung(what)
 			return
 		}
