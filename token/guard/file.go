@@ -1,0 +1,152 @@
+package guard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"chancery/token"
+)
+
+// lockPause is how long to wait before trying again for a lock that another process has.
+const lockPause = 20 * time.Millisecond
+
+// file is one token's record on the disk, locked.
+type file struct {
+	name   string // SHA-256 of the serial number
+	path   string
+	locked *os.File
+}
+
+// lock takes the lock between processes. It is on a file of its own, because the record's is replaced.
+func (f *file) lock(ctx context.Context) error {
+	locked, err := os.OpenFile(f.path+".lock", os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return unusable(err)
+	}
+	for {
+		err := unix.Flock(int(locked.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		if err == nil {
+			f.locked = locked
+			return nil
+		}
+		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+			locked.Close()
+			return unusable(err)
+		}
+		select {
+		case <-ctx.Done():
+			locked.Close()
+			return fmt.Errorf("guard: another login of this token is under way: %w: %w", token.ErrBusy, context.Cause(ctx))
+		case <-time.After(lockPause):
+		}
+	}
+}
+
+// close gives the lock back.
+func (f *file) close() { f.locked.Close() }
+
+// load reads the record, an empty one when there is no file.
+func (f *file) load() (*record, error) {
+	data, err := f.read()
+	if errors.Is(err, fs.ErrNotExist) {
+		return newRecord(f.name), nil
+	}
+	if err != nil {
+		return nil, unusable(err)
+	}
+	r, err := decode(data)
+	if err != nil || r.Token != f.name {
+		return nil, fmt.Errorf("guard: %w: %s: %w: \"token unblock\" forgets what it held", token.ErrPINMemory, f.path, errDamaged)
+	}
+	return r, nil
+}
+
+func (f *file) read() ([]byte, error) {
+	// A FIFO in its place must not block.
+	file, err := os.OpenFile(f.path, os.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	return io.ReadAll(io.LimitReader(file, maxRecord+1))
+}
+
+// save puts the record in the place of the former one, durably. One that remembers nothing is no file.
+func (f *file) save(r *record) error {
+	if r.empty() {
+		return f.remove()
+	}
+	temporary := f.path + ".new"
+	if err := writeSynced(temporary, r.encode()); err != nil {
+		return unusable(err)
+	}
+	if err := os.Rename(temporary, f.path); err != nil {
+		return unusable(err)
+	}
+	return f.syncDirectory()
+}
+
+// remove makes the record go durably.
+func (f *file) remove() error {
+	if err := os.Remove(f.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return unusable(err)
+	}
+	return f.syncDirectory()
+}
+
+func (f *file) syncDirectory() error {
+	if err := syncDirectory(filepath.Dir(f.path)); err != nil {
+		return unusable(err)
+	}
+	return nil
+}
+
+func writeSynced(path string, data []byte) error {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return err
+	}
+	if _, err := file.Write(data); err != nil {
+		file.Close()
+		return err
+	}
+	if err := file.Sync(); err != nil {
+		file.Close()
+		return err
+	}
+	return file.Close()
+}
+
+// makeDirectory makes it and its entry above durable.
+func makeDirectory(path string) error {
+	err := os.Mkdir(path, 0o700)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return syncDirectory(filepath.Dir(path))
+}
+
+func syncDirectory(path string) error {
+	directory, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer directory.Close()
+	return directory.Sync()
+}
+
+// unusable says that nothing can be remembered; the cause names the file.
+func unusable(err error) error {
+	return fmt.Errorf("guard: %w: %w: see to the disk and to who may write there", token.ErrPINMemory, err)
+}
