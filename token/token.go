@@ -19,6 +19,7 @@ import (
 	"context"
 	"crypto"
 	"errors"
+	"fmt"
 )
 
 // Errors that every driver returns, wrapped with what it was doing. Compare with errors.Is.
@@ -37,6 +38,9 @@ var (
 	ErrLoginRequired = errors.New("token: login required")
 	// ErrTokenAbsent says that the token is not there: unplugged, module missing, directory gone. A retry may help.
 	ErrTokenAbsent = errors.New("token: absent")
+	// ErrBroken says that nothing but a fresh process helps: the driver's library is stuck in a state that new sessions
+	// do not mend. It is a kind of ErrTokenAbsent for whoever has no process to start.
+	ErrBroken = fmt.Errorf("token: only a fresh process helps: %w", ErrTokenAbsent)
 	// ErrUnsupported says that the token cannot do this at all, now or later.
 	ErrUnsupported = errors.New("token: not supported by this token")
 	// ErrBusy says that no session became free before the deadline. A retry helps.

@@ -26,14 +26,14 @@ var claims = map[string]uint{
 // Attest reads what the token claims of a private key, which is not evidence. It needs a login.
 func (t *Token) Attest(ctx context.Context, id []byte) (token.Attestation, error) {
 	found := token.Attestation{Made: time.Now().UTC(), Driver: driverName, Serial: t.serial}
-	err := t.withLogin(ctx, func(s session) error {
+	err := t.reading(ctx, t.onlyLoggedIn(func(s session) error {
 		private, err := s.privateHandle(id)
 		if err != nil {
 			return err
 		}
 		found.Claims, err = s.claims(private)
 		return err
-	})
+	}))
 	if err != nil {
 		return token.Attestation{}, t.failed(fmt.Sprintf("attest key %x", id), err)
 	}

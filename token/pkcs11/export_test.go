@@ -20,7 +20,8 @@ func Algorithms(m map[uint]p11.MechanismInfo) []token.Algorithm { return mechani
 
 // Occupy takes all sessions, as calls that hang in the module would.
 func (t *Token) Occupy(ctx context.Context) (free func(), err error) {
-	if err := t.signing.Acquire(ctx, t.plan.signers()); err != nil {
+	all := int64(t.plan.signers())
+	if err := t.signing.Acquire(ctx, all); err != nil {
 		return nil, err
 	}
 	var handles []p11.SessionHandle
@@ -32,7 +33,7 @@ func (t *Token) Occupy(ctx context.Context) (free func(), err error) {
 		handles = append(handles, handle)
 	}
 	return func() {
-		t.signing.Release(t.plan.signers())
+		t.signing.Release(all)
 		for _, handle := range handles {
 			t.raw.give(handle, nil)
 		}

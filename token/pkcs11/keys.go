@@ -15,7 +15,7 @@ import (
 // of token.Algorithms. Others, and those that cannot be read, are left out.
 func (t *Token) Keys(ctx context.Context) ([]token.KeyInfo, error) {
 	var keys []token.KeyInfo
-	err := t.withSession(ctx, func(s session) error {
+	err := t.reading(ctx, func(s session) error {
 		keys = nil
 		handles, err := s.search(p11.CKO_PUBLIC_KEY, nil)
 		if err != nil {
@@ -23,8 +23,8 @@ func (t *Token) Keys(ctx context.Context) ([]token.KeyInfo, error) {
 		}
 		for _, handle := range handles {
 			info, err := s.describe(handle)
-			if endsSession(err) {
-				return err
+			if next := reactionTo(err); next != giveUp && next != lookUp {
+				return err // the key is not what cannot be read
 			}
 			if err == nil && len(info.ID) > 0 && len(info.ID) <= token.MaxIDLength {
 				keys = append(keys, info)
@@ -51,7 +51,7 @@ func (t *Token) Key(ctx context.Context, id []byte) (token.Key, error) {
 
 func (t *Token) findKey(ctx context.Context, id []byte) (*key, error) {
 	var k *key
-	err := t.withLogin(ctx, func(s session) error {
+	err := t.reading(ctx, t.onlyLoggedIn(func(s session) error {
 		private, err := s.privateHandle(id)
 		if err != nil {
 			return err
@@ -65,7 +65,7 @@ func (t *Token) findKey(ctx context.Context, id []byte) (*key, error) {
 		}
 		k = &key{token: t, info: info}
 		return nil
-	})
+	}))
 	if err != nil {
 		return nil, err
 	}
@@ -240,13 +240,17 @@ func (t *Token) Destroy(ctx context.Context, id []byte) error {
 }
 
 func (t *Token) destroy(ctx context.Context, id []byte) error {
+	gone := false // the private half, when this goes on with another session
 	return t.withLogin(ctx, func(s session) error {
 		private, err := s.privateHandle(id)
-		if err != nil {
+		if err != nil && !(gone && errors.Is(err, token.ErrNoKey)) {
 			return err
 		}
-		if err := s.api.DestroyObject(s.handle, private); err != nil {
-			return err
+		if !gone {
+			if err := s.api.DestroyObject(s.handle, private); err != nil {
+				return err
+			}
+			gone = true
 		}
 		publics, err := s.search(p11.CKO_PUBLIC_KEY, id)
 		if err != nil {

@@ -19,11 +19,14 @@ func (t *Token) Login(ctx context.Context, pin []byte) error {
 	}
 	defer t.logins.Release(1)
 	err := t.withSession(ctx, func(s session) error {
-		in, err := s.loggedIn()
+		in, err := t.loggedIn(s)
 		if err != nil || in {
 			return err
 		}
 		if err := mayTry(s, pin); err != nil {
+			return err
+		}
+		if err := t.endDenied(s); err != nil {
 			return err
 		}
 		err = s.api.Login(s.handle, p11.CKU_USER, view(pin))
@@ -59,23 +62,34 @@ func (t *Token) Logout(ctx context.Context) error {
 }
 
 func (t *Token) logout(ctx context.Context) error {
-	all := t.plan.signers()
-	if err := t.acquire(ctx, t.signing, all); err != nil {
+	return t.withoutSigners(ctx, func() error {
+		return t.withAllSessions(ctx, func(s session) error {
+			in, err := s.loggedIn()
+			if err != nil || !in {
+				return err
+			}
+			return t.end(s)
+		})
+	})
+}
+
+// end logs out.
+func (t *Token) end(s session) error {
+	t.epoch.Add(1) // whatever the module answers, no handle is sure any more
+	err := s.api.Logout(s.handle)
+	if hasCode(err, p11.CKR_USER_NOT_LOGGED_IN) {
+		return nil
+	}
+	return err
+}
+
+// endDenied ends a login that the module claims and the token denies: a module may refuse C_Login while it does.
+func (t *Token) endDenied(s session) error {
+	in, err := s.loggedIn()
+	if err != nil || !in {
 		return err
 	}
-	defer t.signing.Release(all)
-	return t.withAllSessions(ctx, func(s session) error {
-		in, err := s.loggedIn()
-		if err != nil || !in {
-			return err
-		}
-		t.epoch.Add(1) // whatever the module answers, no handle is sure any more
-		err = s.api.Logout(s.handle)
-		if hasCode(err, p11.CKR_USER_NOT_LOGGED_IN) {
-			return nil
-		}
-		return err
-	})
+	return t.end(s)
 }
 
 // ChangePIN sets a new user PIN (C_SetPIN). It spends a try as Login does when

@@ -15,16 +15,18 @@
 // out one handle twice when asked concurrently, and are held until Close. A
 // signature takes one of them, in the order of arrival, and makes no login, no
 // search and no C_OpenSession. Config.MaxSessions bounds them all together: one
-// that crypto11 keeps aside, some for what goes beside crypto11, and the rest
-// for RSA and ECDSA signatures.
+// that keeps the module initialised, one that crypto11 keeps aside, some for
+// what goes beside crypto11, and the rest for RSA and ECDSA signatures. A token
+// that gives fewer than it says, down to MinSessions, is used with those.
 //
 // # Failing sessions and handles
 //
-// A session that the token has dropped is replaced, a handle that went stale is
+// What happens after each return value of a module is one table, responses. A
+// session that the token has dropped is replaced, a handle that went stale is
 // looked up again, and the signature that met either is made after all. When
 // the login is gone with the sessions, ErrLoginRequired says so: this package
 // keeps no PIN. A new login makes every key handle be looked up again, because
-// tokens reuse handle numbers.
+// tokens reuse handle numbers. What new sessions do not mend is ErrBroken.
 //
 // # What cannot be bounded
 //
@@ -57,9 +59,9 @@ import (
 const (
 	// DefaultMaxSessions is what small HSMs offer in all.
 	DefaultMaxSessions = 16
-	// MinSessions are one that crypto11 keeps aside, one to sign with RSA and
-	// ECDSA keys, and one for everything else.
-	MinSessions = 3
+	// MinSessions are one that keeps the module initialised, one that crypto11
+	// keeps aside, one to sign with RSA and ECDSA keys, and one for everything else.
+	MinSessions = 4
 )
 
 // DefaultSessionWait is how long a call waits for a free session.
@@ -87,17 +89,21 @@ type Token struct {
 	algorithms []token.Algorithm
 	pss        bool // the token has CKM_RSA_PKCS_PSS
 	plan       plan
+	missing    int // sessions of the plan that crypto11's pool could not open; whoever has alone reads and writes it
 
 	module  *module
+	anchor  *cryptoContext // keeps the module initialised and the login alive while the other context is replaced
 	slot    atomic.Uint64
 	raw     *sessions           // sessions beside crypto11
 	signing *semaphore.Weighted // one unit for each session in crypto11's pool
+	alone   *semaphore.Weighted // one taker of all of signing at a time
 	changes *semaphore.Weighted // one change of the token's keys at a time
 	logins  *semaphore.Weighted // one C_Login or C_SetPIN at a time
 
 	mu      sync.Mutex // guards context
 	context *cryptoContext
-	epoch   atomic.Uint64 // grows when handles may have gone stale
+	epoch   atomic.Uint64 // grows when handles may have gone stale; never 0
+	denied  atomic.Uint64 // the epoch whose login the token denied, whatever the session's state says
 
 	closed   atomic.Bool // no new calls
 	closing  sync.Mutex  // guards released
@@ -163,30 +169,30 @@ func open(cfg Config) (*Token, error) {
 	if err != nil {
 		return nil, err
 	}
-	t, err := newToken(cfg, seen)
+	t, limit, err := newToken(cfg, seen)
 	if err != nil {
 		return nil, err
 	}
-	if t.context, err = t.connect(seen.slot); err != nil {
+	if t.anchor, err = t.connect(seen.slot, minPool+1); err != nil {
 		return nil, err
 	}
 	if t.module, err = acquire(path); err != nil {
-		t.context.Close()
+		t.anchor.Close()
 		return nil, err
 	}
-	if err := t.openSessions(); err != nil {
-		t.context.Close()
+	if err := t.openSessions(limit, seen.mechanisms.signs(ckmEdDSA)); err != nil {
+		t.anchor.Close()
 		t.module.release()
 		return nil, err
 	}
 	return t, nil
 }
 
-// newToken plans the sessions of a token that look has seen.
-func newToken(cfg Config, seen *sighting) (*Token, error) {
+// newToken prepares a token that look has seen, and tells how many sessions it may have.
+func newToken(cfg Config, seen *sighting) (*Token, int, error) {
 	limit, err := sessionLimit(cfg.MaxSessions, seen.info)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	t := &Token{
 		cfg:        cfg,
@@ -194,22 +200,22 @@ func newToken(cfg Config, seen *sighting) (*Token, error) {
 		serial:     seen.info.SerialNumber,
 		algorithms: seen.mechanisms.algorithms(),
 		pss:        seen.mechanisms.signs(p11.CKM_RSA_PKCS_PSS),
+		alone:      semaphore.NewWeighted(1),
 		changes:    semaphore.NewWeighted(1),
 		logins:     semaphore.NewWeighted(1),
 	}
 	if t.name == "" {
 		t.name = t.serial
 	}
-	t.plan = planSessions(limit, seen.mechanisms.signs(ckmEdDSA))
 	t.slot.Store(uint64(seen.slot))
-	t.signing = semaphore.NewWeighted(t.plan.signers())
-	return t, nil
+	t.epoch.Store(1)
+	return t, limit, nil
 }
 
 // Info reads the token's description and PIN flags anew.
 func (t *Token) Info(ctx context.Context) (token.Info, error) {
 	var info token.Info
-	err := t.withSession(ctx, func(s session) error {
+	err := t.reading(ctx, func(s session) error {
 		tokenInfo, err := s.api.GetTokenInfo(s.slot)
 		if err != nil {
 			return err
@@ -219,7 +225,7 @@ func (t *Token) Info(ctx context.Context) (token.Info, error) {
 			return err
 		}
 		info = describe(tokenInfo, slotInfo)
-		info.LoggedIn, err = s.loggedIn()
+		info.LoggedIn, err = t.loggedIn(s)
 		return err
 	})
 	if err != nil {
@@ -251,7 +257,11 @@ func (t *Token) Close() error {
 func (t *Token) closeWhenIdle() error {
 	ctx, cancel := context.WithTimeout(context.Background(), t.cfg.SessionWait)
 	defer cancel()
-	all := t.plan.signers()
+	if t.alone.Acquire(ctx, 1) != nil {
+		return fmt.Errorf("new sessions have not been opened: %w", token.ErrBusy)
+	}
+	defer t.alone.Release(1)
+	all := int64(t.plan.signers() - t.missing)
 	if t.signing.Acquire(ctx, all) != nil {
 		return fmt.Errorf("a signature has not returned from the module: %w", token.ErrBusy)
 	}
@@ -262,6 +272,7 @@ func (t *Token) closeWhenIdle() error {
 	loaded.Lock()
 	defer loaded.Unlock()
 	t.current().Close()
+	t.anchor.Close()
 	t.module.release()
 	return nil
 }

@@ -14,9 +14,15 @@ import (
 
 // plan divides the sessions that may be open.
 type plan struct {
-	crypto int // crypto11's, one of which it never uses
+	crypto int // the two contexts of crypto11, each of which keeps one aside
 	raw    int // those beside crypto11
 }
+
+// Sessions of crypto11 that nobody signs with, and the least it takes as the size of a context's pool.
+const (
+	aside   = 2
+	minPool = 1
+)
 
 // planSessions gives everything beside crypto11 a quarter of the sessions when
 // Ed25519 signatures need them, and one session otherwise.
@@ -28,26 +34,72 @@ func planSessions(limit int, edwards bool) plan {
 	return plan{crypto: limit - raw, raw: raw}
 }
 
-func (p plan) total() int     { return p.crypto + p.raw }
-func (p plan) signers() int64 { return int64(p.crypto - 1) }
+func (p plan) total() int   { return p.crypto + p.raw }
+func (p plan) signers() int { return p.crypto - aside }
 
-// sessionLimit obeys the limits that a token states (CK_TOKEN_INFO), and leaves
-// one session of those free: a crypto11 context with dead sessions is replaced
-// by opening the new one first, so that the login outlives the change.
+// sessionLimit obeys the limits that a token states (CK_TOKEN_INFO).
 func sessionLimit(wanted int, info p11.TokenInfo) (int, error) {
 	limit := wanted
 	for _, stated := range []uint{info.MaxSessionCount, info.MaxRwSessionCount} {
 		if stated == p11.CK_EFFECTIVELY_INFINITE || stated == p11.CK_UNAVAILABLE_INFORMATION {
 			continue
 		}
-		if stated <= MinSessions {
-			return 0, fmt.Errorf("the token allows %d sessions and %d are needed: %w", stated, MinSessions+1, token.ErrUnsupported)
+		if stated < MinSessions {
+			return 0, fmt.Errorf("the token allows %d sessions and %d are needed: %w", stated, MinSessions, token.ErrUnsupported)
 		}
-		if stated-1 < uint(limit) {
-			limit = int(stated - 1)
+		if stated < uint(limit) {
+			limit = int(stated)
 		}
 	}
 	return limit, nil
+}
+
+// openSessions opens all sessions of a token but the anchor's: up to limit, or as many as the token gives when
+// those are fewer. The caller holds loaded.
+func (t *Token) openSessions(limit int, edwards bool) error {
+	for {
+		t.plan = planSessions(limit, edwards)
+		opened, err := t.openPlanned()
+		if err == nil {
+			t.signing = semaphore.NewWeighted(int64(t.plan.signers()))
+			return nil
+		}
+		if !hasCode(err, p11.CKR_SESSION_COUNT) || opened < MinSessions || opened >= limit {
+			return err
+		}
+		limit = opened
+	}
+}
+
+// openPlanned opens the sessions of the plan, or tells how many the token gave, the anchor's among them.
+func (t *Token) openPlanned() (opened int, err error) {
+	opened = 1
+	if t.context, err = t.connect(uint(t.slot.Load()), t.plan.signers()+1); err != nil {
+		return opened, err
+	}
+	warmed, err := warm(t.context, t.plan.signers())
+	opened += 1 + warmed
+	if err != nil {
+		t.context.Close()
+		return opened, err
+	}
+	raw, more, err := newSessions(t.plan.raw, t.openRaw, t.module.api.CloseSession)
+	opened += more
+	if err != nil {
+		t.context.Close()
+		return opened, fmt.Errorf("open session: %w", err)
+	}
+	raw.open = func() (p11.SessionHandle, error) { // one at a time from now on, too
+		loaded.Lock()
+		defer loaded.Unlock()
+		return t.openRaw()
+	}
+	t.raw = raw
+	return opened, nil
+}
+
+func (t *Token) openRaw() (p11.SessionHandle, error) {
+	return t.module.api.OpenSession(uint(t.slot.Load()), p11.CKF_SERIAL_SESSION|p11.CKF_RW_SESSION)
 }
 
 // session is one session lent to one caller.
@@ -71,21 +123,21 @@ type sessions struct {
 	closed atomic.Bool
 }
 
-// newSessions opens all sessions of the pool, one after another.
-func newSessions(n int, open func() (p11.SessionHandle, error), end func(p11.SessionHandle) error) (*sessions, error) {
+// newSessions opens all sessions of the pool, one after another, and tells how many it could open.
+func newSessions(n int, open func() (p11.SessionHandle, error), end func(p11.SessionHandle) error) (*sessions, int, error) {
 	pool := &sessions{places: make(chan p11.SessionHandle, n), open: open, close: end}
-	for range n {
+	for opened := range n {
 		handle, err := open()
 		if err != nil {
 			close(pool.places)
 			for handle := range pool.places {
 				pool.close(handle)
 			}
-			return nil, err
+			return nil, opened, err
 		}
 		pool.places <- handle
 	}
-	return pool, nil
+	return pool, n, nil
 }
 
 // closeAll waits for all sessions to be idle and closes them. Whoever waits for
@@ -150,11 +202,16 @@ func (p *sessions) give(handle p11.SessionHandle, err error) {
 func (t *Token) withSession(ctx context.Context, use func(s session) error) (err error) {
 	for range cap(t.raw.places) + 1 {
 		err = t.withOneSession(ctx, use)
-		if !hasCode(err, p11.CKR_SESSION_HANDLE_INVALID, p11.CKR_SESSION_CLOSED) {
+		if !hasCode(err, p11.CKR_SESSION_HANDLE_INVALID) {
 			return err
 		}
 	}
 	return err
+}
+
+// reading lends a session for what changes nothing on the token and may be done again.
+func (t *Token) reading(ctx context.Context, use func(s session) error) error {
+	return persistently(func() error { return t.withSession(ctx, use) })
 }
 
 func (t *Token) withOneSession(ctx context.Context, use func(s session) error) error {
@@ -188,16 +245,37 @@ func (t *Token) withAllSessions(ctx context.Context, use func(s session) error) 
 
 // withLogin lends a session of a token that is logged in.
 func (t *Token) withLogin(ctx context.Context, use func(s session) error) error {
-	return t.withSession(ctx, func(s session) error {
-		in, err := s.loggedIn()
+	return t.withSession(ctx, t.onlyLoggedIn(use))
+}
+
+// onlyLoggedIn checks the login before use, and notes when the token denies it later.
+func (t *Token) onlyLoggedIn(use func(s session) error) func(s session) error {
+	return func(s session) error {
+		epoch := t.epoch.Load()
+		in, err := t.loggedIn(s)
 		if err != nil {
 			return err
 		}
 		if !in {
 			return token.ErrLoginRequired
 		}
-		return use(s)
-	})
+		err = use(s)
+		t.noteDenial(epoch, err)
+		return err
+	}
+}
+
+// loggedIn asks the module, and does not believe it when the token has denied the login since.
+func (t *Token) loggedIn(s session) (bool, error) {
+	in, err := s.loggedIn()
+	return in && t.denied.Load() != t.epoch.Load(), err
+}
+
+// noteDenial remembers that the token denied a login that the module says there is.
+func (t *Token) noteDenial(epoch uint64, err error) {
+	if reactionTo(err) == logIn {
+		t.denied.Store(epoch)
+	}
 }
 
 // acquire waits for units of a semaphore, in the order of arrival.

@@ -4,12 +4,9 @@ import (
 	"bytes"
 	"context"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -52,12 +49,8 @@ func (k *key) Sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 	return signature, nil
 }
 
-// maxAttempts bounds how often a signature is tried. Two suffice unless the
-// sessions die again, or somebody logs in, in between.
-const maxAttempts = 3
-
-// sign repeats a signature that was not made because a session had died or the
-// handle was stale.
+// sign repeats a signature that was not made for a reason that another session, or a handle
+// looked up anew, may mend.
 func (k *key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	if err := k.token.ready(ctx); err != nil {
 		return nil, err
@@ -68,18 +61,25 @@ func (k *key) sign(ctx context.Context, digest []byte, opts crypto.SignerOpts) (
 	if _, isPSS := opts.(*rsa.PSSOptions); isPSS && !k.token.pss {
 		return nil, fmt.Errorf("the token has no RSA-PSS: %w", token.ErrUnsupported)
 	}
-	for range maxAttempts - 1 {
-		signature, used, err := k.signOnce(ctx, digest, opts)
-		if !worthRepeating(err) {
-			return signature, err
+	var signature []byte
+	err := persistently(func() error {
+		var used *handle
+		var err error
+		signature, used, err = k.signOnce(ctx, digest, opts)
+		if next := reactionTo(err); next == lookUp || next == replace {
+			k.found.CompareAndSwap(used, nil)
 		}
-		k.found.CompareAndSwap(used, nil)
-	}
-	signature, _, err := k.signOnce(ctx, digest, opts)
+		return err
+	})
 	return signature, err
 }
 
 func (k *key) signOnce(ctx context.Context, digest []byte, opts crypto.SignerOpts) (signature []byte, h *handle, err error) {
+	if k.info.Algorithm != token.Ed25519 && k.token.current().dead.Load() { // before the search, whose handle would be stale by then
+		if err := k.token.reconnect(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
 	h, err = k.handle(ctx)
 	if err != nil {
 		return nil, nil, err
@@ -92,6 +92,7 @@ func (k *key) signOnce(ctx context.Context, digest []byte, opts crypto.SignerOpt
 			signature, err = s.signEdwards(h.private, digest)
 			return err
 		})
+		k.token.noteDenial(h.epoch, err)
 		return signature, h, err
 	}
 	err = k.token.withContext(ctx, func(*cryptoContext) error {
@@ -101,6 +102,7 @@ func (k *key) signOnce(ctx context.Context, digest []byte, opts crypto.SignerOpt
 		signature, err = signWith(h.signer, k.info.Algorithm, digest, opts)
 		return err
 	})
+	k.token.noteDenial(h.epoch, err)
 	return signature, h, err
 }
 
@@ -202,24 +204,8 @@ func (k *key) prove(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := verify(k.info.Public, value, signature); err != nil {
+	if err := token.Verify(k.info.Public, value, opts, signature); err != nil {
 		return fmt.Errorf("%w: %w", token.ErrMismatch, err)
-	}
-	return nil
-}
-
-func verify(public crypto.PublicKey, value, signature []byte) error {
-	valid := false
-	switch public := public.(type) {
-	case *rsa.PublicKey:
-		return rsa.VerifyPKCS1v15(public, crypto.SHA256, value, signature)
-	case *ecdsa.PublicKey:
-		valid = ecdsa.VerifyASN1(public, value, signature)
-	case ed25519.PublicKey:
-		valid = ed25519.Verify(public, value, signature)
-	}
-	if !valid {
-		return errors.New("its signature does not verify")
 	}
 	return nil
 }
