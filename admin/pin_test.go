@@ -149,7 +149,7 @@ func TestRejectedPINIsNotSentAgain(t *testing.T) {
 	if len(s.device.sent) != 1 {
 		t.Errorf("%d PINs were sent", len(s.device.sent))
 	}
-	s.noError("reload", s.Store.RequestReload(s.ctx, "hsm"))
+	s.noError("unblock", s.Store.Unblock(s.ctx, "hsm"))
 	s.device.wrong = maxTries - 1
 	s.wantError("final try", s.signs(s.alice), users.ErrFinalTry)
 	s.device.wrong = maxTries

@@ -85,7 +85,7 @@ func Login(ctx context.Context, ledger Ledger, record Token, open token.Token, p
 }
 
 // try sends one PIN, unless it or the token's retry counter forbids it. Rejected says that the PIN is wrong and that
-// the ledger knows.
+// the ledger, or the token's guard, knows.
 func try(ctx context.Context, ledger Ledger, record Token, open token.Token, pin []byte, staged bool) (rejected bool, err error) {
 	if err := MaySend(ctx, ledger, record, staged); err != nil {
 		return errors.Is(err, ErrPINRejected), err
@@ -99,7 +99,7 @@ func try(ctx context.Context, ledger Ledger, record Token, open token.Token, pin
 	}
 	err = fmt.Errorf("users: token %q: %w", record.Name, err)
 	if !errors.Is(err, token.ErrPINIncorrect) {
-		return false, err
+		return errors.Is(err, ErrPINRejected), err // a guarded token knows of rejections that the ledger does not
 	}
 	ledgerErr := ledger.RejectPIN(ctx, record.ID, record.PINVersion, staged)
 	switch {
@@ -125,7 +125,7 @@ func MaySend(ctx context.Context, ledger Ledger, record Token, staged bool) erro
 		return fmt.Errorf("users: token %q: %w", record.Name, ErrNotFound)
 	case !staged && (record.PINRejected || current.PINRejected && current.PINVersion == record.PINVersion),
 		staged && (record.StagedRejected || current.StagedRejected && current.PINVersion == record.PINVersion):
-		return fmt.Errorf("%w: token %q: an operator who knows its PIN repairs the grants with \"token repair-pin\", or lets the same PIN be tried again with \"token reload\"", ErrPINRejected, record.Name)
+		return fmt.Errorf("%w: token %q: an operator who knows its PIN repairs the grants with \"token repair-pin\", or lets the same PIN be tried again with \"token unblock\"", ErrPINRejected, record.Name)
 	case current.PINVersion != record.PINVersion:
 		return fmt.Errorf("users: PIN of token %q: %w", record.Name, ErrStale)
 	}

@@ -18,6 +18,8 @@ type card struct {
 	pin  string
 	sent []string
 	err  error // of the login, instead of an answer
+
+	knownWrong string // a PIN that the token's guard does not let pass
 }
 
 func (c *card) Info(context.Context) (token.Info, error) { return c.info, nil }
@@ -27,6 +29,8 @@ func (c *card) Login(_ context.Context, pin []byte) error {
 	switch {
 	case c.err != nil:
 		return c.err
+	case c.knownWrong == string(pin):
+		return token.ErrPINRejected
 	case string(pin) != c.pin:
 		c.info.PIN.CountLow = true
 		return fmt.Errorf("card: %w", token.ErrPINIncorrect)
@@ -76,6 +80,9 @@ func TestLogin(t *testing.T) {
 			told: []string{"reject 1 5 staged=false", "commit 1 5"}},
 		"the staged PIN, when the current one is known to be wrong": {card: card{pin: "new"}, record: users.Token{PINRejected: true},
 			pins: both, sent: []string{"new"}, told: []string{"commit 1 5"}},
+		"the staged PIN, when the guard knows that the current one is wrong": {card: card{pin: "new", knownWrong: "old"}, pins: both,
+			sent: []string{"old", "new"}, told: []string{"commit 1 5"}},
+		"known to the guard": {card: card{pin: "new", knownWrong: "old"}, pins: old, sent: []string{"old"}, want: token.ErrPINRejected},
 		"settled by another process": {card: card{pin: "new"}, pins: both, ledger: users.ErrStale, sent: []string{"old", "new"},
 			told: []string{"reject 1 5 staged=false", "commit 1 5"}},
 		"neither": {card: card{pin: "other"}, pins: both, sent: []string{"old", "new"},

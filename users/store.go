@@ -32,9 +32,11 @@ type Store interface {
 	// AddToken registers a token together with its first token manager's grant:
 	// a token without one would be of no use to anybody.
 	AddToken(ctx context.Context, t Token, manager Grant) (Token, error)
-	// RequestReload grows the token's Reload counter and forgets that the token rejected a PIN:
-	// an operator says that the token is in order again.
+	// RequestReload grows the token's Reload counter. What the token rejected stays rejected.
 	RequestReload(ctx context.Context, name string) error
+	// Unblock forgets that the token rejected a PIN, and grows its Reload counter: an operator says that the
+	// PIN is right, or the token in order again.
+	Unblock(ctx context.Context, name string) error
 	// RemoveToken forgets a token and its token managers' grants; ErrInUse while keys are registered on it.
 	RemoveToken(ctx context.Context, name string) error
 

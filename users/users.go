@@ -43,12 +43,12 @@ var (
 	ErrPINChangeInFlight = errors.New("users: a PIN change of this token is in flight")
 	// ErrStale says that what the caller had read has changed since. Reading it again and trying once more helps.
 	ErrStale = errors.New("users: changed meanwhile")
-	// ErrPINRejected says that the token rejected this PIN earlier, so that it is not sent again.
-	ErrPINRejected = errors.New("users: the token rejected this PIN earlier")
+	// ErrPINRejected is token.ErrPINRejected.
+	ErrPINRejected = token.ErrPINRejected
 	// ErrUnreadable says that a row of the database cannot have been written by Chancery.
 	ErrUnreadable = errors.New("users: a row of the database cannot be read")
-	// ErrFinalTry says that the token's next wrong PIN would lock it, so that none is sent.
-	ErrFinalTry = errors.New("users: the next wrong PIN locks the token")
+	// ErrFinalTry is token.ErrFinalTry.
+	ErrFinalTry = token.ErrFinalTry
 )
 
 // Role says what a grant allows.
@@ -80,7 +80,7 @@ type Token struct {
 	Label       string
 	Hardware    bool
 	MaxSessions int   // 0: the driver's default
-	Reload      int64 // counts `token reload`; the daemon reopens the token when it grows
+	Reload      int64 // counts `token reload` and `token unblock`; the daemon reopens the token when it grows
 	PINVersion  int64 // moves whenever the PIN changes, or a change of it begins or is given up; never repeats
 	PINStaged   bool  // a PIN change is in flight
 	CreatedAt   time.Time

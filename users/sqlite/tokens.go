@@ -30,8 +30,15 @@ func (s *Store) AddToken(ctx context.Context, t users.Token, manager users.Grant
 	return t, nil
 }
 
-// RequestReload grows the token's Reload counter and lets rejected PINs be tried again.
+// RequestReload grows the token's Reload counter.
 func (s *Store) RequestReload(ctx context.Context, name string) error {
+	return s.change(ctx, func(c *change) error {
+		return c.exec(fmt.Sprintf("token %q", name), `UPDATE tokens SET reload = reload + 1 WHERE name = ?`, name)
+	})
+}
+
+// Unblock lets rejected PINs be tried again, and grows the token's Reload counter.
+func (s *Store) Unblock(ctx context.Context, name string) error {
 	return s.change(ctx, func(c *change) error {
 		return c.exec(fmt.Sprintf("token %q", name),
 			`UPDATE tokens SET reload = reload + 1, pin_rejected = 0, staged_rejected = 0 WHERE name = ?`, name)

@@ -487,7 +487,7 @@ func testRejectionDuringChange(t *testing.T, f *fixture) {
 		if now := f.currentToken(t); !now.PINRejected || now.StagedRejected {
 			t.Errorf("%s: %+v", what, now)
 		}
-		if err := f.RequestReload(f.ctx, f.token.Name); err != nil {
+		if err := f.Unblock(f.ctx, f.token.Name); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -533,7 +533,16 @@ func testRejectedPINs(t *testing.T, f *fixture) {
 	if err := f.RequestReload(f.ctx, f.token.Name); err != nil {
 		t.Fatal(err)
 	}
+	check("a reload is not an operator's word", true, true)
+	before := f.currentToken(t).Reload
+	if err := f.Unblock(f.ctx, f.token.Name); err != nil {
+		t.Fatal(err)
+	}
 	check("an operator says so", false, false)
+	if now := f.currentToken(t).Reload; now != before+1 {
+		t.Errorf("reload counter %d after %d", now, before)
+	}
+	wantError(t, "unblocking nothing", f.Unblock(f.ctx, "none"), users.ErrNotFound)
 	reject(version, false)
 	reject(version, true)
 	if err := f.AbandonPIN(f.ctx, f.token.ID, version); err != nil {
