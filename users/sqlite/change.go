@@ -19,7 +19,7 @@ type change struct {
 	ctx      context.Context
 	seal     *sealing
 	before   *reader // what was there, under the seal
-	revision int64 // what this change moves the store's revision to; no other change ever has the same
+	revision int64   // what this change moves the store's revision to; no other change ever has the same
 	now      int64
 }
 

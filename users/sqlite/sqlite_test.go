@@ -23,6 +23,9 @@ func TestMain(m *testing.M) {
 	if path := os.Getenv(childEnv); path != "" {
 		addUsersForEver(path)
 	}
+	if arguments := os.Getenv(sealChildEnv); arguments != "" {
+		rotateForEver(arguments)
+	}
 	os.Exit(m.Run())
 }
 
