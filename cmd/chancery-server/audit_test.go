@@ -20,7 +20,7 @@ var unrecordedCommands = []string{
 // recordedCommands are those whose records the script audit.txt looks at; key adopt has the same way as key create.
 var recordedCommands = []string{
 	"user add", "user disable", "user enable", "user delete",
-	"token add", "token reload", "token change-pin", "token repair-pin", "token remove",
+	"token add", "token reload", "token unblock", "token change-pin", "token repair-pin", "token remove",
 	"key create", "key adopt", "key import", "key certify", "key disable", "key enable", "key delete",
 	"grant add", "grant revoke", "grant change-passphrase",
 }

@@ -48,6 +48,7 @@ var kinds = []kind{
 
 	{users.ErrFinalTry, cli.ExitToken, string(wire.CodeTokenFinalTry), "log in once with the right PIN by the token's own tool, which sets its count back"},
 	{users.ErrPINRejected, cli.ExitToken, string(wire.CodeTokenPINRejected), ""},
+	{token.ErrPINMemory, cli.ExitFailed, "pin_memory", "the directory 'pins' of the state directory must be writable; 'token unblock' forgets a damaged file"},
 	{users.ErrNotFound, cli.ExitFailed, "not_found", "the list commands show the names; they are compared exactly"},
 	{users.ErrExists, cli.ExitFailed, "exists", "the list and show commands tell what is there; choose another name, or delete that first"},
 	{users.ErrInUse, cli.ExitFailed, "in_use", "delete what depends on it first"},
@@ -131,7 +132,7 @@ func databaseKind(err error) (kind, bool) {
 	return k, ok
 }
 
-var packageNames = []string{"access", "admin", "audit", "certfile", "openpgp", "pki", "pkcs11", "signer", "soft", "token", "tunnel", "users", "users/sqlite", "x509cert"}
+var packageNames = []string{"access", "admin", "audit", "certfile", "guard", "openpgp", "pki", "pkcs11", "signer", "soft", "token", "tunnel", "users", "users/sqlite", "x509cert"}
 
 // forPeople leaves out which package said what; the log keeps it.
 func forPeople(err error) string { return plain(err.Error()) }

@@ -16,6 +16,7 @@ const (
 	databaseName      = "chancery.db"
 	socketName        = "control.sock"
 	auditName         = "audit"
+	pinsName          = "pins"
 )
 
 // config is the daemon's and the operators' configuration file. The example in
@@ -60,6 +61,9 @@ type controlConfig struct {
 }
 
 func (c *config) database() string { return filepath.Join(c.State.Directory, databaseName) }
+
+// pins is the directory where it is remembered which PINs tokens have rejected.
+func (c *config) pins() string { return filepath.Join(c.State.Directory, pinsName) }
 
 func (c *config) auditLog() audit.Config {
 	directory := c.Audit.Directory

@@ -108,7 +108,7 @@ func (d *daemon) run(ctx context.Context, legs *tunnel.Config) error {
 		return err
 	}
 	settings := signer.Config{
-		Store: d.store, Open: d.config.Tokens.open, Audit: timedAudit{d.audit, d.metrics.append},
+		Store: d.store, Open: d.config.openToken, Audit: timedAudit{d.audit, d.metrics.append},
 		Observer: d.metrics, Log: d.log, PollEvery: pollEvery,
 	}
 	d.config.Sessions.apply(&settings)
@@ -163,7 +163,7 @@ func (d *daemon) reopenOnHangup(ctx context.Context) {
 }
 
 // reopenAll leaves the store alone: what the tokens have rejected stays rejected, until an operator says
-// otherwise of one token by `token reload`.
+// otherwise of one token by `token unblock`.
 func (d *daemon) reopenAll(ctx context.Context) {
 	about := act{name: "token.reopen", details: map[string]string{"token": "all", "operator": "SIGHUP to the daemon"}}
 	err := recordAct(ctx, d.audit, about, func() error { d.signer.Reopen(); return nil })

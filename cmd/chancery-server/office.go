@@ -9,6 +9,7 @@ import (
 	"chancery/access"
 	"chancery/admin"
 	"chancery/token"
+	"chancery/token/guard"
 	"chancery/token/pkcs11"
 	"chancery/token/soft"
 	"chancery/users"
@@ -31,10 +32,19 @@ func (a *app) withOffice(command *cobra.Command, act func(context.Context, *admi
 			Store: store, MinPassphrase: a.config.Passphrases.MinimumLength, Parameters: accessParameters,
 			Open: func(ctx context.Context, t users.Token) (token.Token, error) {
 				t.MaxSessions = pkcs11.MinSessions
-				return a.config.Tokens.open(ctx, t)
+				return a.config.openToken(ctx, t)
 			},
 		})
 	})
+}
+
+// openToken opens a registered token without login. No PIN reaches it that it rejected earlier.
+func (c *config) openToken(ctx context.Context, t users.Token) (token.Token, error) {
+	open, err := c.Tokens.open(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	return guard.New(c.pins()).Wrap(open), nil
 }
 
 // open opens a registered token with its driver, without login.

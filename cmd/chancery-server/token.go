@@ -18,7 +18,7 @@ import (
 func (a *app) tokenCommand() *cobra.Command {
 	return family("token", "Manage tokens, the homes of keys",
 		a.tokenProbeCommand(), a.tokenAddCommand(), a.tokenListCommand(), a.tokenShowCommand(),
-		a.tokenReloadCommand(), a.tokenChangePINCommand(), a.tokenRepairPINCommand(), a.tokenRemoveCommand())
+		a.tokenReloadCommand(), a.tokenUnblockCommand(), a.tokenChangePINCommand(), a.tokenRepairPINCommand(), a.tokenRemoveCommand())
 }
 
 func (a *app) tokenListCommand() *cobra.Command {
@@ -116,8 +116,8 @@ func registeredAs(s *users.Snapshot, t *users.Token, id []byte) string {
 func (a *app) tokenReloadCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "reload NAME", Short: "Have the daemon close and open a token again",
-		Long: "Have the running daemon close a token and open it again: after a module's upgrade, a re-plugged token, or a PIN that\n" +
-			"the token had rejected. Users' next unlock logs in anew.",
+		Long: "Have the running daemon close a token and open it again: after a module's upgrade, or when the token was plugged in again.\n" +
+			"Users' next unlock logs in anew. A PIN that the token has rejected stays so: see 'token unblock'.",
 		Args: cli.Args(cobra.ExactArgs(1)), ValidArgsFunction: a.namesOf(tokenNames),
 		RunE: func(command *cobra.Command, args []string) error {
 			return a.withStore(command, func(ctx context.Context, store users.Store) error {

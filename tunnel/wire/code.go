@@ -86,7 +86,7 @@ var codes = []struct {
 	{CodeAlgorithmMismatch, advice{"this key cannot sign that way; choose a hash and scheme that fit its algorithm", RetryNo, 0, ExitFailed}},
 	{CodeTokenAbsent, advice{"the token that holds this key is absent; the server keeps looking for it, unlock again later", RetryLater, 5 * time.Second, ExitToken}},
 	{CodeTokenLocked, advice{"the token refuses every PIN; its security officer must unlock it", RetryNo, 0, ExitToken}},
-	{CodeTokenPINRejected, advice{"the token rejected the PIN kept in your grant, and it is not sent again; ask the server's operator to check the token and reload it", RetryNo, 0, ExitToken}},
+	{CodeTokenPINRejected, advice{"the token rejected the PIN kept in your grant, and it is not sent again; ask the server's operator to check the token and its PIN", RetryNo, 0, ExitToken}},
 	{CodeTokenBusy, advice{"the token did not answer in time; try again", RetryLater, time.Second, ExitUnreachable}},
 	{CodeKeyMismatch, advice{"the token's key is not the one that was registered, so it is refused; ask the server's operator", RetryNo, 0, ExitFailed}},
 	{CodeBusy, advice{"the server is busy; try again", RetryLater, time.Second, ExitUnreachable}},
