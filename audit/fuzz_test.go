@@ -2,10 +2,13 @@ package audit
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 )
 
 // segmentForFuzzing returns a whole first segment, and its head.
@@ -126,6 +129,44 @@ func FuzzHead(f *testing.F) {
 			if again, err := ParseHead(head.String()); err != nil || again != head {
 				t.Errorf("%v came back as %v, %v", head, again, err)
 			}
+		}
+	})
+}
+
+// FuzzRecord encodes a record as encoding/json does, with what steers a terminal escaped.
+func FuzzRecord(f *testing.F) {
+	f.Add("alice", "release", "note", "nightly", "192.0.2.7:4711", "ab", uint64(7), int64(1_800_000_000))
+	f.Add("\u202e\x00\xff\\\"\x7f\U000e0001<&>", "", "b", "\u2028", "", "", uint64(0), int64(-1<<62))
+	f.Add(strings.Repeat("ä", 400), "k", "", "", "", "\n", uint64(1), int64(0))
+	f.Fuzz(func(t *testing.T, user, key, name, value, address, digest string, request uint64, seconds int64) {
+		r := Record{
+			Time: time.Unix(seconds, 1).UTC(), Process: "p[1]", Kind: KindSign, Outcome: OutcomeOK, User: user, Key: key,
+			Peer: &Peer{Address: address, Fingerprint: key}, Request: &request, Details: map[string]string{"z": user},
+		}
+		if name != "" {
+			r.Details[name] = value
+		}
+		if digest != "" {
+			r.Digests = []string{digest, user}
+		}
+		got, err := encodeBody(r)
+		r.User, r.Key = clip(user), clip(key)
+		r.Peer = &Peer{Address: clip(address), Fingerprint: clip(key)}
+		for name, value := range r.Details {
+			r.Details[name] = clip(value)
+		}
+		var b bytes.Buffer
+		reference := json.NewEncoder(&b)
+		reference.SetEscapeHTML(false)
+		unencodable := reference.Encode(r) != nil || len(name) > maxDetailName
+		if (err != nil) != unencodable {
+			t.Fatalf("encodeBody: %v; want an error: %t", err, unencodable)
+		}
+		if err != nil {
+			return
+		}
+		if want := escapeUnprintable(b.Bytes()[1 : b.Len()-1]); !bytes.Equal(got, want) {
+			t.Errorf("got  %s\nwant %s", got, want)
 		}
 	})
 }
