@@ -148,8 +148,9 @@ func TestServerEndsDuringHandshake(t *testing.T) {
 	b := authority.StartBridge([]string{"server-1"}, nil)
 	outer := rawOuter(t, authority.Server(b, "server-1"), tunnel.NewHello(tunnel.RoleServer))
 	go func() {
-		var ack [tunnel.AckSize + 1]byte // and the first byte of its client: one that hangs up before is replaced by another
+		var ack [tunnel.AckSize + 1]byte // and the first byte of its client
 		io.ReadFull(outer, ack[:])
+		io.WriteString(outer, "\x16") // the client is given another server than one that hangs up without a word
 		outer.Close()
 	}()
 	_, err := tunnel.Dial(t.Context(), authority.Client(b, "alice"))

@@ -29,19 +29,21 @@ type Listener struct {
 
 	mu       sync.Mutex
 	stats    Stats
-	sessions map[*Conn]struct{} // handshaken and not closed
+	waiting  map[*Transport]time.Time // since when each leg waits
+	sessions map[*Conn]struct{}       // handshaken and not closed
 }
 
 // Stats is a snapshot of a Listener.
 type Stats struct {
-	Waiting     int       // legs that the bridge knows and has not paired
-	Connecting  int       // legs on their way to the bridge, or pausing after a failure
-	Handshaking int       // paired legs in their inner handshake or not yet accepted
-	Accepted    uint64    // sessions handed over since the start
-	Refused     uint64    // inner handshakes that failed since the start
-	Failed      uint64    // tries to get a leg waiting that failed, and waits that broke off
-	LastError   error     // the latest failure to get a leg waiting; an *Error
-	LastErrorAt time.Time // when that was
+	Waiting      int       // legs that the bridge knows and has not paired
+	WaitingSince time.Time // when the oldest of these came to the bridge; zero without any
+	Connecting   int       // legs on their way to the bridge, or pausing after a failure
+	Handshaking  int       // paired legs in their inner handshake or not yet accepted
+	Accepted     uint64    // sessions handed over since the start
+	Refused      uint64    // inner handshakes that failed since the start
+	Failed       uint64    // tries to get a leg waiting that failed, and waits that broke off
+	LastError    error     // the latest failure to get a leg waiting; an *Error
+	LastErrorAt  time.Time // when that was
 }
 
 // Listen begins to keep idle legs waiting at the bridge. Each one that is
@@ -51,7 +53,7 @@ type Stats struct {
 //
 // The listener closes when ctx is done.
 func Listen(ctx context.Context, cfg *Config, idle int) *Listener {
-	l := &Listener{sessions: make(map[*Conn]struct{})}
+	l := &Listener{sessions: make(map[*Conn]struct{}), waiting: make(map[*Transport]time.Time)}
 	l.ctx, l.cancel = context.WithCancel(ctx)
 	if l.cfg, l.cfgErr = cfg.prepare(RoleServer); l.cfgErr != nil {
 		l.cfgErr = &Error{Kind: KindConfig, Bridge: cfg.Bridge, Err: l.cfgErr}
@@ -98,7 +100,14 @@ func (l *Listener) Close() error {
 func (l *Listener) Stats() Stats {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.stats
+	s := l.stats
+	s.Waiting = len(l.waiting)
+	for _, since := range l.waiting {
+		if s.WaitingSince.IsZero() || since.Before(s.WaitingSince) {
+			s.WaitingSince = since
+		}
+	}
+	return s
 }
 
 func (l *Listener) count(change func(*Stats)) {
@@ -141,10 +150,10 @@ func (l *Listener) leg() error {
 	if err != nil {
 		return err
 	}
-	l.count(func(s *Stats) { s.Waiting++ })
+	l.count(func(*Stats) { l.waiting[transport] = time.Now() })
 	release := Bound(l.ctx, transport)
 	ack, err := l.cfg.readAck(l.ctx, outer)
-	l.count(func(s *Stats) { s.Waiting-- })
+	l.count(func(*Stats) { delete(l.waiting, transport) })
 	if !release() {
 		err = ErrClosed
 	}

@@ -54,6 +54,7 @@ type limitsConfig struct {
 type timeoutsConfig struct {
 	Handshake time.Duration `mapstructure:"handshake"`
 	QueueWait time.Duration `mapstructure:"queue_wait"`
+	LegAnswer time.Duration `mapstructure:"leg_answer"`
 	Stall     time.Duration `mapstructure:"stall"`
 	Linger    time.Duration `mapstructure:"linger"`
 	Idle      time.Duration `mapstructure:"idle"`
@@ -76,7 +77,7 @@ func defaultConfig() *config {
 			Waiting: 256, Sessions: 1024, SessionsPerClient: 64,
 		},
 		Timeouts: timeoutsConfig{
-			Handshake: 10 * time.Second, QueueWait: 12 * time.Second, Stall: time.Minute,
+			Handshake: 10 * time.Second, QueueWait: 12 * time.Second, LegAnswer: 3 * time.Second, Stall: time.Minute,
 			Linger: 10 * time.Second, Idle: 4 * time.Hour, Drain: 30 * time.Second,
 		},
 		Log: cli.Logging{Level: "info", Format: "text"},
@@ -145,7 +146,7 @@ func (t timeoutsConfig) validate() error {
 		key   string
 		value time.Duration
 	}{
-		{"handshake", t.Handshake}, {"queue_wait", t.QueueWait}, {"stall", t.Stall},
+		{"handshake", t.Handshake}, {"queue_wait", t.QueueWait}, {"leg_answer", t.LegAnswer}, {"stall", t.Stall},
 		{"linger", t.Linger}, {"idle", t.Idle}, {"drain", t.Drain},
 	} {
 		if timeout.value <= 0 {
@@ -167,7 +168,7 @@ func (c *config) bridge(log tunnel.Logger, observer bridge.Observer) (*bridge.Br
 		MaxHandshakes: c.Limits.Handshakes, MaxHandshakesPerAddress: c.Limits.HandshakesPerAddress,
 		ConnectionRate: c.Limits.ConnectionRate, ConnectionBurst: c.Limits.ConnectionBurst,
 		MaxWaiting: c.Limits.Waiting, MaxSessions: c.Limits.Sessions, MaxPerClient: c.Limits.SessionsPerClient,
-		Handshake: c.Timeouts.Handshake, QueueWait: c.Timeouts.QueueWait, Stall: c.Timeouts.Stall,
+		Handshake: c.Timeouts.Handshake, QueueWait: c.Timeouts.QueueWait, LegAnswer: c.Timeouts.LegAnswer, Stall: c.Timeouts.Stall,
 		Linger: c.Timeouts.Linger, IdleTimeout: c.Timeouts.Idle, Drain: c.Timeouts.Drain,
 		Log: log, Observer: observer,
 	})

@@ -182,7 +182,7 @@ func (d *daemon) status() liveStatus {
 		PID:      os.Getpid(), Started: d.started.UTC(), Signer: d.signer.Status(),
 		Bridge: bridgeStatus{
 			Address: d.config.Bridge.Address, Reachable: stats.Waiting > 0 || stats.Handshaking > 0,
-			Waiting: stats.Waiting, Connecting: stats.Connecting, Handshaking: stats.Handshaking,
+			Waiting: stats.Waiting, WaitingSince: optionalTime(stats.WaitingSince), Connecting: stats.Connecting, Handshaking: stats.Handshaking,
 			Accepted: stats.Accepted, Refused: stats.Refused, LastErrorAt: optionalTime(stats.LastErrorAt),
 		},
 	}

@@ -248,6 +248,12 @@ func addLegs(s *observe.Snapshot[state]) {
 			{Number: float64(s.legs.Handshaking), Labels: []string{"handshaking"}},
 		}
 	})
+	s.Gauge("chancery_server_oldest_leg_seconds", "How long the oldest connection has waited at the bridge; 0 without any.", func(s state) float64 {
+		if s.legs.WaitingSince.IsZero() {
+			return 0
+		}
+		return s.now.Sub(s.legs.WaitingSince).Seconds()
+	})
 	s.Counter("chancery_server_sessions_total", "Sessions since the start, those refused among them.", func(s state) float64 { return float64(s.legs.Accepted) })
 	s.Counter("chancery_server_handshakes_refused_total", "Inner handshakes with clients that failed.", func(s state) float64 { return float64(s.legs.Refused) })
 	s.Counter("chancery_server_bridge_failures_total", "Tries to wait at the bridge that failed, and waits that broke off.", func(s state) float64 { return float64(s.legs.Failed) })

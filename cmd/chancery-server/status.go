@@ -48,15 +48,16 @@ type liveStatus struct {
 }
 
 type bridgeStatus struct {
-	Address     string     `json:"address"`
-	Reachable   bool       `json:"reachable"` // a leg waits there, or a client is just being served
-	Waiting     int        `json:"waiting"`   // legs
-	Connecting  int        `json:"connecting"`
-	Handshaking int        `json:"handshaking"`
-	Accepted    uint64     `json:"accepted"` // sessions since the start
-	Refused     uint64     `json:"refused"`
-	LastError   string     `json:"last_error,omitempty"`
-	LastErrorAt *time.Time `json:"last_error_at,omitempty"`
+	Address      string     `json:"address"`
+	Reachable    bool       `json:"reachable"`               // a leg waits there, or a client is just being served
+	Waiting      int        `json:"waiting"`                 // legs
+	WaitingSince *time.Time `json:"waiting_since,omitempty"` // when the oldest of these came
+	Connecting   int        `json:"connecting"`
+	Handshaking  int        `json:"handshaking"`
+	Accepted     uint64     `json:"accepted"` // sessions since the start
+	Refused      uint64     `json:"refused"`
+	LastError    string     `json:"last_error,omitempty"`
+	LastErrorAt  *time.Time `json:"last_error_at,omitempty"`
 }
 
 func (a *app) statusCommand() *cobra.Command {
@@ -180,6 +181,9 @@ func describeTrouble(t observe.Trouble) string {
 
 func (b *bridgeStatus) sentence() string {
 	text := fmt.Sprintf("%s reachable, %d legs waiting", b.Address, b.Waiting)
+	if b.WaitingSince != nil {
+		text += ", the oldest for " + time.Since(*b.WaitingSince).Round(time.Second).String()
+	}
 	if !b.Reachable {
 		text = b.Address + " NOT reachable"
 	}

@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -105,7 +106,7 @@ func (b *Bridge) admit(ctx context.Context, conn *tls.Conn, transport *tunnel.Tr
 	ctx, cancel := context.WithTimeout(ctx, b.cfg.Handshake)
 	defer cancel()
 	unbind := tunnel.Bound(ctx, transport)
-	hello, err := greet(conn, authenticated)
+	hello, early, err := greet(conn, port, authenticated)
 	// Before anything else is written: the bound must not cut the goodbye.
 	if !unbind() && err == nil {
 		err = ctx.Err()
@@ -115,7 +116,7 @@ func (b *Bridge) admit(ctx context.Context, conn *tls.Conn, transport *tunnel.Tr
 	}
 	l := &leg{
 		role: port, order: hello.Order, conn: conn, transport: transport,
-		since: time.Now(), paired: make(chan *pair, 1),
+		since: time.Now(), paired: make(chan *pair, 1), early: early,
 	}
 	status := hello.Check(port)
 	if status == tunnel.StatusOK {
@@ -129,21 +130,27 @@ func (b *Bridge) admit(ctx context.Context, conn *tls.Conn, transport *tunnel.Tr
 	return l, nil
 }
 
-// greet runs the TLS handshake and reads a hello.
-func greet(conn *tls.Conn, authenticated func()) (tunnel.Hello, error) {
+// greet runs the TLS handshake and reads a hello, and what else of a client's
+// stands in the same record: mostly its inner ClientHello.
+func greet(conn *tls.Conn, port tunnel.Role, authenticated func()) (hello tunnel.Hello, early []byte, err error) {
 	if err := conn.Handshake(); err != nil {
-		return tunnel.Hello{}, err
+		return hello, nil, err
 	}
 	authenticated()
-	var b [tunnel.HelloSize]byte
-	if _, err := io.ReadFull(conn, b[:]); err != nil {
-		return tunnel.Hello{}, fmt.Errorf("%s: %w: %w", describe(conn), errNoHello, err)
+	space := largeBuffers.Get().(*[largeBuffer]byte)
+	defer largeBuffers.Put(space)
+	into := space[:]
+	if port == tunnel.RoleServer { // which is to send nothing else
+		into = space[:tunnel.HelloSize]
 	}
-	hello, err := tunnel.DecodeHello(b)
+	n, err := io.ReadAtLeast(conn, into, tunnel.HelloSize)
 	if err != nil {
-		return tunnel.Hello{}, fmt.Errorf("%s: %w", describe(conn), err)
+		return hello, nil, fmt.Errorf("%s: %w: %w", describe(conn), errNoHello, err)
 	}
-	return hello, nil
+	if hello, err = tunnel.DecodeHello([tunnel.HelloSize]byte(into)); err != nil {
+		return hello, nil, fmt.Errorf("%s: %w", describe(conn), err)
+	}
+	return hello, bytes.Clone(into[tunnel.HelloSize:n]), nil
 }
 
 // identify returns the name of an authenticated peer, or why it has none here.

@@ -136,12 +136,22 @@ func (w *world) pair() (client, server *peer) {
 // passes fails unless a text goes from one peer to the other.
 func passes(t *testing.T, from, to *peer, text string) {
 	t.Helper()
-	if _, err := io.WriteString(from, text); err != nil {
-		t.Fatal(err)
+	from.says(text)
+	to.gets(text)
+}
+
+func (p *peer) says(text string) {
+	p.t.Helper()
+	if _, err := io.WriteString(p, text); err != nil {
+		p.t.Fatal(err)
 	}
+}
+
+func (p *peer) gets(text string) {
+	p.t.Helper()
 	got := make([]byte, len(text))
-	if _, err := io.ReadFull(to, got); err != nil || string(got) != text {
-		t.Fatalf("got %q, %v; want %q", got, err, text)
+	if _, err := io.ReadFull(p, got); err != nil || string(got) != text {
+		p.t.Fatalf("got %q, %v; want %q", got, err, text)
 	}
 }
 
@@ -152,15 +162,14 @@ func TestPairInEveryOrder(t *testing.T) {
 			server := w.dial(w.ServerAddr, "server-1", hello(tunnel.RoleServer, serverOrder))
 			// The early bytes stand for an inner ClientHello in the same flight.
 			client := w.dial(w.ClientAddr, "alice", append(hello(tunnel.RoleClient, clientOrder), "early"...))
-			a, b := server.ack(), client.ack()
+			a := server.ack()
+			server.gets("early")
+			server.says("down")
+			b := client.ack()
 			if a.Order != serverOrder || b.Order != clientOrder || a.Session != b.Session || a.Status != 0 || b.Status != 0 {
 				t.Fatalf("acks %+v and %+v", a, b)
 			}
-			early := make([]byte, 5)
-			if _, err := io.ReadFull(server, early); err != nil || string(early) != "early" {
-				t.Fatalf("early bytes: %q, %v", early, err)
-			}
-			passes(t, server, client, "down")
+			client.gets("down")
 			passes(t, client, server, "up")
 			client.Close()
 			server.ended()

@@ -59,6 +59,11 @@ type Config struct {
 	// QueueWait bounds a client's wait for a server. It should be less than
 	// the clients' own limit (15 s), so that they learn the reason. Default 12 s.
 	QueueWait time.Duration
+	// LegAnswer bounds the wait for a server's first byte where the client has sent
+	// its inner ClientHello with its hello: a leg that says nothing is dropped, and
+	// the client, which was told nothing yet, gets another, for which it waits
+	// twice as long. Several times this should fit into QueueWait. Default 3 s.
+	LegAnswer time.Duration
 	// Stall bounds each write to a peer: one that takes in nothing for so long
 	// loses its pair. Like IdleTimeout it may take a quarter of the shorter of
 	// the two longer. Default 60 s.
@@ -105,6 +110,7 @@ func (c Config) prepare() (Config, error) {
 	c.MaxPerClient = positive(c.MaxPerClient, 64)
 	c.Handshake = positive(c.Handshake, 10*time.Second)
 	c.QueueWait = positive(c.QueueWait, 12*time.Second)
+	c.LegAnswer = positive(c.LegAnswer, 3*time.Second)
 	c.Stall = positive(c.Stall, time.Minute)
 	c.Linger = positive(c.Linger, 10*time.Second)
 	c.IdleTimeout = positive(c.IdleTimeout, 4*time.Hour)

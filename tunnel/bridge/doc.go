@@ -46,6 +46,16 @@
 // the server's leg is closed in order; a server dials another one at once, and
 // no user waits for it.
 //
+// A leg may have died without a word, behind a box that answers TCP for it. A
+// client that has sent its first bytes with its hello lets the bridge find out
+// in time: they follow the server's ack at once, and the client's ack waits for
+// the first byte that comes back. Where none comes within Config.LegAnswer, the
+// leg is dropped and the client returns to the head of its queue, to be paired
+// with the newest leg next. So other servers may have seen the same first bytes,
+// which a TLS 1.3 client without early data can repeat safely. One client meets
+// at most eight such legs. One that sends nothing before its ack is paired
+// without that.
+//
 // # End of a pair
 //
 // An orderly end (TLS close_notify) in one direction is passed on, and the

@@ -101,7 +101,7 @@ func (h *hub) take() (client, server *leg) {
 		return nil, nil
 	}
 	client = h.clients.Remove(h.clients.Front()).(*leg)
-	server = h.leastLoaded()
+	server = h.leastLoaded(client.unanswered > 0)
 	h.removeServer(server)
 	client.state, server.state = joining, joining
 	h.joins++
@@ -109,14 +109,19 @@ func (h *hub) take() (client, server *leg) {
 	return client, server
 }
 
-// leastLoaded returns the leg that waited longest at the server with the
-// fewest pairs. At least one server leg waits.
-func (h *hub) leastLoaded() *leg {
+// leastLoaded returns, of the server with the fewest pairs, the leg that waited
+// longest, or the newest one, which is the least likely to have died unseen. At
+// least one server leg waits.
+func (h *hub) leastLoaded(newest bool) *leg {
 	var best *leg
 	for name, queue := range h.servers {
-		l := queue.Front().Value.(*leg)
+		next := queue.Front()
+		if newest {
+			next = queue.Back()
+		}
+		l := next.Value.(*leg)
 		if best == nil || h.load[name] < h.load[best.name] ||
-			h.load[name] == h.load[best.name] && l.since.Before(best.since) {
+			h.load[name] == h.load[best.name] && l.since.Before(best.since) != newest {
 			best = l
 		}
 	}
@@ -146,48 +151,65 @@ func removeLeg(queue *list.List, l *leg) {
 func (h *hub) commit(p *pair) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if p.client.state != joining || p.server.state != joining || h.dismissed {
+	ready := p.server.state == joining || p.server.state == answered
+	if p.client.state != joining || !ready || h.dismissed {
 		return false
 	}
 	p.client.state, p.server.state = paired, paired
 	p.client.pair, p.server.pair = p, p
 	p.client.expiry.Stop()
+	p.client.early = p.client.early[p.asked:]
 	h.joins--
 	h.pairs[p] = struct{}{}
 	h.total++
 	return true
 }
 
-// part undoes take. A client that is to be kept returns to the head of its
-// queue, unless it ended meanwhile.
-func (h *hub) part(client, server *leg, keepClient bool) {
+// part undoes take after the client was told that it has a partner.
+func (h *hub) part(p *pair) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.joins--
-	h.unload(server.name)
-	if !keepClient {
-		h.endLocked(server, errPartner)
-		h.endLocked(client, errPartner)
-		return
+	h.unload(p.server.name)
+	h.endLocked(p.server, errPartner)
+	h.endLocked(p.client, errPartner)
+}
+
+// retry undoes take where the server's leg was lost before the client heard of
+// it. The client returns to the head of its queue, unless it ended meanwhile or
+// has tried enough.
+func (h *hub) retry(p *pair, lost error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.joins--
+	h.unload(p.server.name)
+	h.endLocked(p.server, lost)
+	if lost != errAck {
+		p.client.unanswered++
 	}
-	h.endLocked(server, errAck)
-	if h.dismissed {
-		h.endLocked(client, errDrained)
-	}
-	if client.state == joining {
-		client.state = queued
-		h.clients.PushFront(client)
+	switch {
+	case h.dismissed:
+		h.endLocked(p.client, errDrained)
+	case p.client.unanswered >= maxUnanswered:
+		h.endLocked(p.client, errNobody)
+	case p.client.state == joining:
+		p.client.state = queued
+		h.clients.PushFront(p.client)
 	}
 }
 
-// check returns the leg's state after ending it if fault is not nil and it
-// still waits.
-func (h *hub) check(l *leg, fault error) state {
+// heard notes what a waiting leg's read returned, and returns the state that
+// the leg has then.
+func (h *hub) heard(l *leg, b []byte, err error) state {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if fault != nil {
+	l.early = append(l.early, b...)
+	if l.state == asked && len(b) > 0 {
+		l.state = answered
+	} else if fault := l.fault(len(b), err); fault != nil {
 		h.endLocked(l, fault)
 	}
+	l.tell()
 	return l.state
 }
 
@@ -209,11 +231,16 @@ func (h *hub) endLocked(l *leg, reason error) {
 			removeLeg(&h.clients, l)
 		}
 	}
+	was := l.state
 	l.state, l.reason = gone, reason
+	if was == answered {
+		l.paired <- nil // it has room: nothing else is sent to a leg that is gone
+	}
 	if l.expiry != nil {
 		l.expiry.Stop()
 	}
 	l.interrupt()
+	l.tell()
 }
 
 // cut ends a leg's wait or its pair for the given reason.
@@ -277,6 +304,9 @@ func (h *hub) dismiss() {
 		for queue.Len() > 0 {
 			h.endLocked(queue.Front().Value.(*leg), errDrained)
 		}
+	}
+	for l := range h.legs {
+		l.tell()
 	}
 }
 

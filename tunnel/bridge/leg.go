@@ -14,11 +14,13 @@ import (
 type state uint8
 
 const (
-	fresh   state = iota
-	queued        // in a queue
-	joining       // taken off its queue, its ack being written
-	paired        // both acks are written; a pair is on its way through leg.paired
-	gone          // ended while waiting; leg.reason says why
+	fresh    state = iota
+	queued         // in a queue
+	joining        // taken off its queue, its ack being written
+	asked          // a server's: the client's early bytes were passed on
+	answered       // a server's: something came back; its goroutine waits for leg.paired
+	paired         // both acks are written; a pair is on its way through leg.paired
+	gone           // ended while waiting; leg.reason says why
 )
 
 // leg is one authenticated connection.
@@ -30,14 +32,16 @@ type leg struct {
 	transport *tunnel.Transport
 	settings  *tls.Config // of its handshake
 	since     time.Time
-	paired    chan *pair // receives once, after state became paired
-	early     []byte     // read while waiting; the leg's goroutine alone uses it
+	paired    chan *pair // receives once: the pair, or nil where an answered leg ends without one
 
 	// Guarded by the hub's mutex.
-	state  state
-	reason error
-	expiry *time.Timer
-	pair   *pair // once state is paired
+	state      state
+	reason     error
+	expiry     *time.Timer
+	early      []byte        // read while waiting; once state is paired, the leg's goroutine alone uses it
+	news       chan struct{} // of the pair that is being tried, told of what the leg does
+	unanswered int           // a client's: servers that were tried in vain
+	pair       *pair         // once state is paired
 }
 
 // Why a leg stopped waiting.
@@ -50,6 +54,7 @@ var (
 	errDrained = errors.New("the bridge is shutting down")
 	errAck     = errors.New("the ack could not be delivered")
 	errPartner = errors.New("its partner was lost while being paired")
+	errSilent  = errors.New("it did not answer the client in time")
 )
 
 func (l *leg) address() string { return l.transport.RemoteAddr().String() }
@@ -57,10 +62,15 @@ func (l *leg) address() string { return l.transport.RemoteAddr().String() }
 // ack writes an ack in the order that the peer used.
 func (l *leg) ack(status tunnel.Status, id tunnel.SessionID) error {
 	b := tunnel.Ack{Status: status, Session: id, Order: l.order}.Encode()
-	if err := l.conn.SetWriteDeadline(time.Now().Add(writeBound)); err != nil {
+	return l.write(b[:], time.Now().Add(writeBound))
+}
+
+// write writes all of b before the deadline, or fails.
+func (l *leg) write(b []byte, deadline time.Time) error {
+	if err := l.conn.SetWriteDeadline(deadline); err != nil {
 		return err
 	}
-	_, err := l.conn.Write(b[:])
+	_, err := l.conn.Write(b)
 	return errors.Join(err, l.conn.SetWriteDeadline(time.Time{}))
 }
 
@@ -78,18 +88,27 @@ func (l *leg) wait(h *hub) (*pair, error) {
 	buf := make([]byte, size)
 	for {
 		n, err := l.conn.Read(buf)
-		l.early = append(l.early, buf[:n]...)
-		switch h.check(l, l.fault(n, err)) {
-		case paired:
-			p := <-l.paired // sent after the interruption, if any
-			return p, l.conn.SetReadDeadline(time.Time{})
+		switch h.heard(l, buf[:n], err) {
+		case answered, paired:
+			if p := <-l.paired; p != nil { // sent after the interruption, if any
+				return p, l.conn.SetReadDeadline(time.Time{})
+			}
+			return nil, l.reason
 		case gone:
 			return nil, l.reason
 		}
 	}
 }
 
-// fault judges what a waiting leg's read returned.
+// tell has whoever tries the leg look at it again.
+func (l *leg) tell() {
+	select {
+	case l.news <- struct{}{}:
+	default: // told already, or nobody tries
+	}
+}
+
+// fault judges what a waiting leg's read returned, with the hub's mutex held.
 func (l *leg) fault(n int, err error) error {
 	switch {
 	case err == nil && n > 0 && l.role == tunnel.RoleServer:

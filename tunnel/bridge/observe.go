@@ -46,6 +46,7 @@ const (
 	ReasonNoServer Reason = "no_server" // none became free in time
 	ReasonProtocol Reason = "protocol"  // it sent what it may not send while it waits
 	ReasonPartner  Reason = "partner"   // lost while they were being paired
+	ReasonNoAnswer Reason = "no_answer" // a server's that was paired and did not answer its client
 	ReasonRevoked  Reason = "revoked"   // its certificate is
 	ReasonStalled  Reason = "stalled"   // a peer took in nothing for too long
 	ReasonIdle     Reason = "idle"      // no byte passed for too long
@@ -71,6 +72,7 @@ var reasons = []struct {
 	{errClosed, ReasonClosed},
 	{errAck, ReasonPartner},
 	{errPartner, ReasonPartner},
+	{errSilent, ReasonNoAnswer},
 	{tunnel.ErrRevoked, ReasonRevoked},
 	{errStall, ReasonStalled},
 	{errIdle, ReasonIdle},

@@ -29,6 +29,8 @@ type flow struct {
 type pair struct {
 	id             tunnel.SessionID
 	client, server *leg
+	asked          int           // of the client's early bytes, how many the server got before the pair began
+	news           chan struct{} // holds one value when a leg did something meanwhile
 	began          time.Time
 	up, down       flow         // from the client, from the server
 	running        atomic.Int32 // directions still copying
@@ -55,18 +57,21 @@ func (b *Bridge) match() {
 
 // join writes both acks and lets the two legs' goroutines copy.
 func (b *Bridge) join(client, server *leg) {
-	p := &pair{id: tunnel.NewSessionID(), client: client, server: server, began: time.Now()}
+	p := &pair{id: tunnel.NewSessionID(), client: client, server: server, news: make(chan struct{}, 1)}
 	p.running.Store(2)
-	if server.ack(tunnel.StatusOK, p.id) != nil {
-		b.hub.part(client, server, true)
+	if err := b.reach(p); err != nil {
+		b.hub.retry(p, err)
 		b.match()
 		return
 	}
+	p.began = time.Now()
 	if client.ack(tunnel.StatusOK, p.id) != nil || !b.hub.commit(p) {
-		b.hub.part(client, server, false)
+		b.hub.part(p)
 		b.match()
 		return
 	}
+	p.up.bytes.Add(uint64(p.asked))
+	b.bytesUp.Add(uint64(p.asked))
 	b.cfg.Observer.Paired(p.began.Sub(client.since), p.began.Sub(server.since))
 	b.log.Info("paired", "session", p.id.String(), "client", client.name, "server", server.name,
 		"client_address", client.address(), "server_address", server.address(), "waited", p.began.Sub(client.since))
