@@ -1,0 +1,157 @@
+package replica
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"chancery/token"
+)
+
+// State is what a member is good for.
+type State string
+
+// The states of a member.
+const (
+	StateOpening State = "opening"  // not tried yet
+	StateHealthy State = "healthy"  // takes requests
+	StateLeftOut State = "left out" // looked after, and taken back by itself
+	StateBarred  State = "barred"   // rejected the PIN that others took: a person has to see to it, and open the token anew
+)
+
+// maxStrikes is how many times in a row a member may be busy past its time before it is left out.
+const maxStrikes = 3
+
+var (
+	errOverdue  = errors.New("did not answer in time")
+	errPanicked = errors.New("the driver panicked")
+	errTriesLow = fmt.Errorf("%w: it counts wrong PINs, so none is sent to it; log in once with its own tool", token.ErrPINLocked)
+)
+
+// member is one of the tokens. Token.mu guards it; only its keeper opens and closes it.
+type member struct {
+	name  string
+	open  func(ctx context.Context) (token.Token, error)
+	kick  chan struct{} // has the keeper look now
+	tried chan struct{} // closed after the first attempt to open
+
+	token       token.Token // nil while not open
+	state       State
+	since       time.Time
+	err         error
+	generation  uint64 // grows each time it is taken back
+	maxSessions int
+	held        map[*key]holding
+	inFlight    int
+	behind      int // calls past their time that have not returned
+	strikes     int
+	signed      bool // since the keeper's latest look
+
+	attempts  int       // to take it back, since it was last seen in order
+	notBefore time.Time // of the next attempt
+}
+
+// holding is what a member has of a key.
+type holding struct {
+	key  token.Key // nil when it cannot be used there
+	err  error     // why
+	told string    // what the log has of that
+}
+
+// again is what is held once the reason to lack the key is forgotten.
+func (h holding) again() holding { return holding{key: h.key, told: h.told} }
+
+// leaveOut takes no more requests to the member until its keeper has seen to it. The caller holds mu.
+func (t *Token) leaveOut(m *member, err error) {
+	if m.state != StateHealthy {
+		return
+	}
+	t.enter(m, StateLeftOut, err)
+	t.cfg.Log.Warn("a member of the token is left out", "serial", t.cfg.Serial, "member", m.name, "error", err)
+	m.wake()
+}
+
+// bar leaves a member out for good. The caller holds mu.
+func (t *Token) bar(m *member, err error) {
+	t.enter(m, StateBarred, err)
+	t.cfg.Log.Error("a member rejected the PIN that the others took; it gets none any more", "serial", t.cfg.Serial, "member", m.name, "error", err)
+	m.wake()
+}
+
+func (t *Token) enter(m *member, state State, err error) {
+	if m.state != state {
+		m.state, m.since = state, time.Now()
+	}
+	m.err = err
+}
+
+// wake has the keeper look now.
+func (m *member) wake() {
+	select {
+	case m.kick <- struct{}{}:
+	default:
+	}
+}
+
+// outcome is what a call ended with.
+type outcome[T any] struct {
+	value T
+	err   error
+}
+
+// call makes one call to a member in a goroutine of its own, since it may never return. The call's context ends a
+// little before limit, so that a driver that obeys it is not taken for one that hangs. When the caller's context ends,
+// call returns, and the watch over the member's call goes on. The caller of call has counted it as in flight.
+func call[T any](ctx context.Context, t *Token, m *member, limit time.Duration, f func(ctx context.Context) (T, error)) (T, error) {
+	ended := make(chan outcome[T], 2) // the call's own, and that it is overdue
+	bounded, cancel := context.WithTimeout(ctx, limit-limit/8)
+	var overdue, returned bool // guarded by mu
+	watch := time.AfterFunc(limit, func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if returned {
+			return
+		}
+		overdue = true
+		m.behind++
+		err := fmt.Errorf("%w: %w", token.ErrTokenAbsent, errOverdue)
+		t.leaveOut(m, err)
+		ended <- outcome[T]{err: err}
+	})
+	go func() {
+		defer cancel()
+		value, err := guarded(bounded, t, m, f)
+		watch.Stop()
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		returned = true
+		if overdue {
+			m.behind--
+		}
+		m.inFlight--
+		if m.inFlight == 0 && m.state != StateHealthy {
+			m.wake()
+		}
+		ended <- outcome[T]{value, err}
+	}()
+	select {
+	case o := <-ended:
+		return o.value, o.err
+	case <-ctx.Done():
+		var none T
+		return none, ctx.Err()
+	}
+}
+
+// guarded makes an error of a panic: a driver's mistake must not end the process that holds the other members.
+func guarded[T any](ctx context.Context, t *Token, m *member, f func(ctx context.Context) (T, error)) (value T, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			t.cfg.Log.Error("panic over a member of the token", "serial", t.cfg.Serial, "member", m.name, "panic", p, "stack", string(debug.Stack()))
+			err = fmt.Errorf("%w: %w", token.ErrTokenAbsent, errPanicked)
+		}
+	}()
+	return f(ctx)
+}
