@@ -37,7 +37,7 @@ func (o observeConfig) listen() (net.Listener, error) {
 	}
 	listener, err := observe.Listen(o.Listen, o.UnsafeAnyAddress)
 	if err != nil {
-		return nil, &cli.Error{Exit: cli.ExitFailed, Code: "listen_failed", Message: err.Error(), Hint: "see the table [observe] of the configuration", Cause: err}
+		return nil, cli.CannotListen("metrics and health", o.Listen, "observe.listen", err)
 	}
 	return listener, nil
 }

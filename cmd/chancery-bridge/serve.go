@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"os/signal"
@@ -89,23 +88,10 @@ func reloadOnHangup(ctx context.Context, certificates *certfile.Live, b *bridge.
 
 func listen(what, address string) (net.Listener, error) {
 	listener, err := net.Listen("tcp", address)
-	if err == nil {
-		return listener, nil
+	if err != nil {
+		return nil, cli.CannotListen(what, address, "listen."+what, err)
 	}
-	told := &cli.Error{
-		Exit: cli.ExitFailed, Code: "listen_failed", Cause: err,
-		Message: fmt.Sprintf("cannot listen for %s on %s: %s", what, address, err),
-		Hint:    "check listen." + what + " in the configuration",
-	}
-	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
-		told.Code, told.Message = "port_busy", fmt.Sprintf("cannot listen for %s on %s: another program listens there", what, address)
-		told.Hint = "stop that program, or change listen." + what + " in the configuration"
-	case errors.Is(err, syscall.EACCES):
-		told.Code = "port_denied"
-		told.Hint = "ports below 1024 need CAP_NET_BIND_SERVICE; change listen." + what + " in the configuration"
-	}
-	return nil, told
+	return listener, nil
 }
 
 // classify turns the errors of this program's packages into what a user meets.
