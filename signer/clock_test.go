@@ -157,8 +157,8 @@ func TestTheRepeatWindowDoesNotHeedTheTimeOfDay(t *testing.T) {
 	}
 }
 
-// In a session, an expiry that has passed refuses at once, what was unlocked before included; a clock that is set
-// right again, or a grant that is extended, needs no more than that.
+// In a session, an expiry that has passed refuses at once, what was unlocked before included; after a clock that is set
+// right again, or a grant that is extended, the key is unlocked again.
 func TestAnExpiryRefusesInALiveSession(t *testing.T) {
 	w := newWorld(t)
 	c := w.unlockedClient("p256")
@@ -178,5 +178,7 @@ func TestAnExpiryRefusesInALiveSession(t *testing.T) {
 	}
 	c.refused(unlockRequest("p256", passphrase), wire.CodeGrantExpired)
 	expire(before)
+	c.refused(signRequest("p256"), wire.CodeNotUnlocked)
+	want[*wire.UnlockReply](c, c.call(unlockRequest("p256", passphrase)))
 	want[*wire.SignReply](c, c.call(signRequest("p256")))
 }

@@ -6,7 +6,9 @@ import (
 	"fmt"
 
 	"chancery/access"
+	"chancery/signer/queue"
 	"chancery/token"
+	"chancery/token/worker"
 	"chancery/tunnel/wire"
 	"chancery/users"
 )
@@ -34,6 +36,7 @@ var (
 	errPanicked      = errors.New("the handler panicked")
 	errUnaudited     = errors.New("the audit log cannot be written")
 	errUnlockFailed  = errors.New("the unlock failed") // once the passphrase has been looked at
+	errOpening       = errors.New("it is being opened")
 )
 
 // answers says which code the peer gets for which error, and which outcome the audit log
@@ -64,6 +67,11 @@ var answers = []struct {
 	{errBatchTooLarge, wire.CodeBatchTooLarge, ""},
 	{errLockedLater, wire.CodeNotUnlocked, "unlock_gone"},
 	{errAlgorithm, wire.CodeAlgorithmMismatch, ""},
+	{queue.ErrFull, wire.CodeBusy, "token_queue_full"},
+	{worker.ErrCapability, wire.CodeNotUnlocked, "unlock_gone"},
+	{worker.ErrCorrupt, wire.CodeTokenUnavailable, "corrupt_signature"},
+	{worker.ErrGone, wire.CodeTokenUnavailable, ""},
+	{errOpening, wire.CodeTokenUnavailable, "token_opening"},
 	{access.ErrWrongPassphrase, wire.CodeWrongPassphrase, ""},
 	{users.ErrPINRejected, wire.CodeTokenPINRejected, ""},
 	{users.ErrFinalTry, wire.CodeTokenFinalTry, ""},

@@ -10,12 +10,14 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"chancery/token"
+	"chancery/token/worker"
 	"chancery/users"
 )
 
@@ -49,7 +51,8 @@ type fakeSession struct {
 	closed   bool
 }
 
-func (f *fakeToken) open(context.Context, users.Token) (token.Token, error) {
+// open gives the token to a vault of this process, where the daemon has one of its own.
+func (f *fakeToken) open(context.Context, users.Token) (worker.Handler, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.opens++
@@ -59,7 +62,7 @@ func (f *fakeToken) open(context.Context, users.Token) (token.Token, error) {
 	if f.absent {
 		return nil, fmt.Errorf("fake: %w", token.ErrTokenAbsent)
 	}
-	return &fakeSession{fakeToken: f}, nil
+	return worker.NewVault(&fakeSession{fakeToken: f}, slog.New(slog.DiscardHandler)), nil
 }
 
 // change alters the token under its lock.

@@ -71,7 +71,7 @@ func TestAPINChangedSinceTheLoginIsProvenByAnother(t *testing.T) {
 		t.Errorf("the token saw %q", tries)
 	}
 	want[*wire.SignReply](second, second.call(signRequest("p256")))
-	alice.refused(signRequest("p256"), wire.CodeNotUnlocked)
+	want[*wire.SignReply](alice, alice.call(signRequest("p256")))
 }
 
 func TestExchangedRowsDoNotLendOnesHandleToTheOther(t *testing.T) {
@@ -89,8 +89,12 @@ func TestExchangedRowsDoNotLendOnesHandleToTheOther(t *testing.T) {
 		s.grants[len(s.grants)-1].KeyID = first
 	})
 	bob := w.connect("bob", true)
-	bob.refused(unlockRequest("p384", passphrase), wire.CodeKeyMismatch)
-	bob.refused(signRequest("p384"), wire.CodeNotUnlocked)
+	want[*wire.UnlockReply](bob, bob.call(unlockRequest("p384", passphrase)))
+	made := want[*wire.SignReply](bob, bob.call(signRequest("p384"))).Signature
+	if err := verified(w.keys[token.P384].Public(), "", digestOf(wire.SHA256, "text"), nil, made.Bytes); err != nil || made.Tag != wire.TagP384 {
+		t.Errorf("bob, who holds p384 alone, got %+v: %v", made, err)
+	}
+	alice.refused(signRequest("p256"), wire.CodeNotUnlocked)
 }
 
 func TestHangingUpDoesNotShortenThePauseAfterAGuess(t *testing.T) {

@@ -169,6 +169,8 @@ func TestARepetitionIsAuthorisedAnew(t *testing.T) {
 	w.change(func(s *fakeStore) { s.keys[indexOf(s, "p256")].Disabled = true })
 	c.refused(request, wire.CodeKeyDisabled)
 	w.change(func(s *fakeStore) { s.keys[indexOf(s, "p256")].Disabled = false })
+	c.refused(request, wire.CodeNotUnlocked)
+	want[*wire.UnlockReply](c, c.call(unlockRequest("p256", passphrase)))
 	signatureOf(c, c.call(request))
 	w.change(func(s *fakeStore) { s.grants = nil })
 	c.refused(request, wire.CodeNoSuchKey)

@@ -20,14 +20,18 @@ type lease struct {
 func (s *Server) newLease(grant *users.Grant, now time.Time) *lease {
 	l := &lease{limited: grant.LeaseUses > 0, total: int64(grant.LeaseUses)}
 	l.left.Store(l.total)
-	lasts := grant.Lease
-	if lasts == 0 {
-		lasts = s.cfg.Lease
-	}
-	if lasts > 0 {
+	if lasts := s.leaseTime(grant); lasts > 0 {
 		l.ends = now.Add(lasts)
 	}
 	return l
+}
+
+// leaseTime is how long an unlock by this grant lasts; 0: as long as the session.
+func (s *Server) leaseTime(grant *users.Grant) time.Duration {
+	if grant.Lease != 0 {
+		return grant.Lease
+	}
+	return s.cfg.Lease
 }
 
 func (l *lease) ended(now time.Time) bool { return !l.ends.IsZero() && !now.Before(l.ends) }

@@ -58,11 +58,20 @@ func (s *Server) join(userID int64) (p *peer, excess, ok bool) {
 	return nil, true, false
 }
 
-// leave counts the end of a session. What the user has used up of their rate is remembered for as
-// long as they are registered, so that connecting anew does not renew it.
-func (s *Server) leave(t *session) {
+// enter makes a session known to whoever revokes what it has unlocked.
+func (s *Server) enter(t *session) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.sessions[t] = true
+}
+
+// leave locks what a session has unlocked and counts its end. What the user has used up of their rate is remembered for as
+// long as they are registered, so that connecting anew does not renew it.
+func (s *Server) leave(t *session) {
+	t.forgetAll()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.sessions, t)
 	if t.excess {
 		t.peer.excess--
 	} else {

@@ -68,6 +68,7 @@ func (s *Server) serve(accepting, ctx context.Context, conn Conn) {
 		replies:  make(chan *reply, s.cfg.SessionRequests),
 		unlocked: make(map[int64]unlocked),
 	}
+	s.enter(t)
 	defer s.leave(t)
 	t.run(accepting, ctx)
 }

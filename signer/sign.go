@@ -1,16 +1,20 @@
 package signer
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/rsa"
+	"errors"
 	"fmt"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"chancery/signer/queue"
 	"chancery/token"
+	"chancery/token/worker"
 	"chancery/tunnel/wire"
 )
 
@@ -37,15 +41,15 @@ func (t *session) sign(ctx context.Context, id uint64, request *wire.Sign) (wire
 	if err := opened.lease.take(1); err != nil {
 		return nil, err
 	}
-	signature, err := t.perform(ctx, opened, j)
-	if err != nil {
+	jobs, signatures := []job{j}, make([]wire.Signature, 1)
+	if err := t.perform(ctx, request.Key, opened, jobs, signatures); err != nil {
 		return nil, err
 	}
-	if err := t.recordSigned(ctx, id, signed{request.Key, opened, request.Scheme, []job{j}, request.Terms}); err != nil {
+	if err := t.recordSigned(ctx, id, signed{request.Key, opened, request.Scheme, jobs, request.Terms}); err != nil {
 		return nil, err
 	}
 	t.log.Debug("signed", "key", request.Key, "request", id)
-	return &wire.SignReply{Signature: signature}, nil
+	return &wire.SignReply{Signature: signatures[0]}, nil
 }
 
 // signAll checks every entry before the first is signed, and answers all or none. A batch
@@ -76,44 +80,72 @@ func (t *session) signAll(ctx context.Context, id uint64, request *wire.SignAll)
 	return &wire.SignAllReply{Signatures: signatures}, nil
 }
 
-// perform has the token sign. A token that lost its sessions is opened anew, so
-// that the user's next unlock finds it in order.
-func (t *session) perform(ctx context.Context, opened unlocked, j job) (wire.Signature, error) {
-	if err := ctx.Err(); err != nil {
-		return wire.Signature{}, err
+// perform waits for a turn at the token and has it make some signatures of one request. The grant is looked at when the
+// turn has come. A token that failed is opened anew, so that the user's next unlock finds it in order.
+func (t *session) perform(ctx context.Context, key string, opened unlocked, jobs []job, signatures []wire.Signature) error {
+	turn, err := opened.home.slot.queue.Acquire(ctx, queue.Ticket{User: t.userID, Cost: int64(len(jobs))})
+	if err != nil {
+		return queued(err)
 	}
-	signature, err := t.server.ask(ctx, opened, j)
+	defer turn.Release()
+	if _, err := t.authorise(key, time.Now()); err != nil {
+		return err
+	}
+	made, err := t.server.ask(ctx, t.order(opened, jobs), opened, jobs[0].scheme)
+	if errors.Is(err, worker.ErrCapability) { // revoked meanwhile: say why
+		_, why := t.authorise(key, time.Now())
+		return cmp.Or(why, err)
+	}
 	if err != nil {
 		opened.home.failed(err)
-		return wire.Signature{}, err
+		return err
 	}
-	return wire.Signature{
-		Tag: algorithms[opened.algorithm].Tag(), Bytes: signature,
-		Digest: j.digest.Algorithm, Hash: j.digest.Hex,
-	}, nil
+	tag := algorithms[opened.algorithm].Tag()
+	for i, signature := range made {
+		digest := jobs[i].digest
+		signatures[i] = wire.Signature{Tag: tag, Bytes: signature, Digest: digest.Algorithm, Hash: digest.Hex}
+	}
+	return nil
 }
 
-// performAll makes the signatures of a batch, or none: the first failure stops the rest. A fixed
-// set of goroutines takes the jobs in turn, since one for each would cost more than its turn.
-// The grant is looked at before each signature: a batch does not outlive it.
+// queued has a client that finds the queue full told when to come back.
+func queued(err error) error {
+	var full *queue.FullError
+	if errors.As(err, &full) {
+		return fmt.Errorf("%w: %w", err, busy(full.RetryAfter, "too many requests wait for the token that holds this key; try again"))
+	}
+	return err
+}
+
+func (t *session) order(opened unlocked, jobs []job) worker.Order {
+	order := worker.Order{
+		Holder:     worker.Holder{Session: t.id, User: t.userID},
+		Capability: opened.capability, KeyID: opened.tokenKeyID,
+		Inputs: make([][]byte, len(jobs)), Options: jobs[0].options,
+	}
+	for i := range jobs {
+		order.Inputs[i] = jobs[i].input
+	}
+	return order
+}
+
+// performAll makes the signatures of a batch, or none: the first failure stops the rest. It is cut into
+// pieces that queue by themselves, so that others' requests get their turns in between.
 func (t *session) performAll(ctx context.Context, key string, opened unlocked, jobs []job) ([]wire.Signature, error) {
 	signatures := make([]wire.Signature, len(jobs))
+	pieces := pieces(jobs, t.server.cfg.BatchConcurrency)
 	var taken atomic.Int64
 	group, signing := errgroup.WithContext(ctx)
 	next := func() error {
-		for i := int(taken.Add(1)) - 1; i < len(jobs); i = int(taken.Add(1)) - 1 {
-			if _, err := t.authorise(key, time.Now()); err != nil {
+		for i := int(taken.Add(1)) - 1; i < len(pieces); i = int(taken.Add(1)) - 1 {
+			p := pieces[i]
+			if err := t.perform(signing, key, opened, jobs[p.from:p.to], signatures[p.from:p.to]); err != nil {
 				return err
 			}
-			signature, err := t.perform(signing, opened, jobs[i])
-			if err != nil {
-				return err
-			}
-			signatures[i] = signature
 		}
 		return nil
 	}
-	for range min(t.server.cfg.BatchConcurrency, len(jobs)) {
+	for range min(t.server.cfg.BatchConcurrency, len(pieces)) {
 		group.Go(func() error { return t.guard(next) })
 	}
 	if err := group.Wait(); err != nil {
@@ -122,14 +154,42 @@ func (t *session) performAll(ctx context.Context, key string, opened unlocked, j
 	return signatures, nil
 }
 
-// ask calls the token, and is observed.
-func (s *Server) ask(ctx context.Context, opened unlocked, j job) ([]byte, error) {
-	s.signing.Add(1)
-	defer s.signing.Add(-1)
+// piece is a part of a batch that goes to the token in one call.
+type piece struct{ from, to int }
+
+// maxPiece bounds a piece, and so for how long it keeps a place at the token.
+const maxPiece = 16
+
+// pieces cuts a batch so that each of the callers gets one, in pieces that share their options.
+func pieces(jobs []job, callers int) []piece {
+	size := min((len(jobs)+callers-1)/callers, maxPiece)
+	var all []piece
+	for i := range jobs {
+		last := len(all) - 1
+		if last < 0 || all[last].to-all[last].from >= size || jobs[i].hash() != jobs[all[last].from].hash() {
+			all = append(all, piece{i, i})
+			last++
+		}
+		all[last].to++
+	}
+	return all
+}
+
+// hash is the only part of a batch's options that may differ from job to job.
+func (j job) hash() crypto.Hash { return j.options.HashFunc() }
+
+// ask calls the token, and is observed for each signature.
+func (s *Server) ask(ctx context.Context, order worker.Order, opened unlocked, scheme wire.Scheme) ([][]byte, error) {
+	n := len(order.Inputs)
+	s.signing.Add(int64(n))
+	defer s.signing.Add(int64(-n))
 	began := time.Now()
-	signature, err := opened.key.Sign(ctx, j.input, j.options)
-	s.cfg.Observer.Signed(opened.algorithm, j.scheme, time.Since(began), err)
-	return signature, err
+	signatures, err := opened.home.Sign(ctx, order)
+	took := time.Since(began) / time.Duration(n)
+	for range n {
+		s.cfg.Observer.Signed(opened.algorithm, scheme, took, err)
+	}
+	return signatures, err
 }
 
 func newJobs(algorithm token.Algorithm, request *wire.SignAll) ([]job, error) {

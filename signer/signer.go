@@ -12,8 +12,8 @@
 //
 // # What a signature needs
 //
-// No database, no login and no search: the session remembers what it unlocked,
-// and the current snapshot of the store, which a poll keeps fresh, must still have
+// No database, no login and no search: the session has a capability for what it unlocked, which
+// the token's process asks for (package worker), and the current snapshot of the store, which a poll keeps fresh, must still have
 // the same grant in the same generation, with user and key enabled. What an operator
 // revokes is therefore gone for live sessions within Config.PollEvery, and at once after Refresh.
 //
@@ -52,7 +52,8 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"chancery/access"
-	"chancery/token"
+	"chancery/signer/queue"
+	"chancery/token/worker"
 	"chancery/tunnel"
 	"chancery/users"
 )
@@ -77,9 +78,9 @@ type AcceptFunc func(ctx context.Context) (Conn, error)
 // Config says what a Server serves. Zero numbers mean the defaults.
 type Config struct {
 	Store users.Store
-	// Open opens a registered token, without login. It returns an error that wraps
-	// token.ErrTokenAbsent when the token is not there; any error is tried again.
-	Open func(ctx context.Context, record users.Token) (token.Token, error)
+	// Open opens a registered token, without login, usually in a process of its own. It returns an error that
+	// wraps token.ErrTokenAbsent when the token is not there; any error is tried again.
+	Open func(ctx context.Context, record users.Token) (worker.Handler, error)
 	// Audit keeps the record of what is signed, unlocked and refused. It must be set: without a
 	// durable record no signature leaves the server. Close it after Serve has returned.
 	Audit    AuditLog
@@ -95,6 +96,8 @@ type Config struct {
 	UserRequests       int           // default a quarter of ServerRequests, or what one session may: those of one user's sessions together
 	UserRate           int           // default 20000: requests of one user a second, and twice as many at once
 	BatchConcurrency   int           // default 16: signatures of one sign_all asked from the token at once
+	TokenQueue         int           // default 4096: requests that wait for one token
+	TokenQueueUser     int           // default 1024: those of one user
 	MaxDerivations     int           // default 2: passphrases being derived at once; each takes what its Argon2id parameters say
 	RequestTimeout     time.Duration // default 30 s: from a request's arrival to its answer
 	IdleTimeout        time.Duration // default 1 h: without a request, then an orderly close
@@ -146,6 +149,8 @@ func (c Config) withDefaults() Config {
 	number(&c.UserRequests, max(c.ServerRequests/4, c.SessionRequests))
 	number(&c.UserRate, 20_000)
 	number(&c.BatchConcurrency, 16)
+	number(&c.TokenQueue, queue.DefaultMaxWaiting)
+	number(&c.TokenQueueUser, queue.DefaultMaxWaitingPerUser)
 	number(&c.MaxDerivations, 2)
 	number(&c.RefusalBurst, 20)
 	number(&c.RepeatRequests, 1<<16)
@@ -190,8 +195,9 @@ type Server struct {
 	deriving    atomic.Int64 // unlocks that wait for a place among derivations
 	signing     atomic.Int64 // calls to tokens
 
-	mu    sync.Mutex
-	peers map[int64]*peer // by user ID, of users who had a session
+	mu       sync.Mutex
+	peers    map[int64]*peer // by user ID, of users who had a session
+	sessions map[*session]bool
 }
 
 // New returns a server that has not opened anything yet.
@@ -207,6 +213,7 @@ func New(cfg Config) (*Server, error) {
 		derivations: make(chan struct{}, cfg.MaxDerivations),
 		decoy:       access.NewParameters(),
 		peers:       make(map[int64]*peer),
+		sessions:    make(map[*session]bool),
 	}
 	s.refusals = newRefusals(&s.cfg, s.record)
 	s.repetitions = newRepetitions(&s.cfg)
@@ -226,6 +233,7 @@ func (s *Server) Serve(ctx context.Context, accept AcceptFunc) error {
 		s.catalogue.Store(newCatalogue(next))
 		s.snapshot.Store(next)
 		s.tokens.update(watching, next)
+		s.lockVoid()
 	}
 	failed := func(err error) { s.log.Error("the store cannot be read; the last state stays in force", "error", err) }
 	watcher, err := users.Watch(watching, s.cfg.Store, s.cfg.PollEvery, changed, failed)

@@ -7,21 +7,22 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"math/rand/v2"
 	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
 
+	"chancery/signer/queue"
 	"chancery/token"
+	"chancery/token/worker"
 	"chancery/users"
 )
 
 // The states of a token.
 const (
-	StateOpening = "opening"
-	StateReady   = "ready"  // open; its keys can be unlocked
-	StateAbsent  = "absent" // could not be opened; tried again
+	StateOpening = "opening" // being opened, for the first time or again after it failed
+	StateReady   = "ready"   // open; its keys can be unlocked
+	StateAbsent  = "absent"  // could not be opened; tried again
 )
 
 // slot is the place of one registered token.
@@ -31,7 +32,7 @@ type slot struct {
 	ctx     context.Context // ends when the token is removed or the server stops
 	stop    context.CancelFunc
 	changed chan struct{} // wakes the keeper
-	login   chan struct{} // one login at a time
+	queue   *queue.Queue  // of requests to sign
 
 	mu       sync.Mutex
 	record   users.Token
@@ -42,9 +43,21 @@ type slot struct {
 	lastErr  error
 	refused  map[int64]error // by key ID: keys whose public half is not the registered one
 	rejected map[rejection]bool
-	proven   proof
 	round    int // grows with reopen
 }
+
+func newSlot(ctx context.Context, cfg *Config, log *slog.Logger, record users.Token) *slot {
+	s := &slot{
+		cfg: cfg, log: log.With("token", record.Name), record: record,
+		changed: make(chan struct{}, 1), queue: queue.New(queue.Config{Slots: defaultCalls, MaxWaiting: cfg.TokenQueue, MaxWaitingPerUser: cfg.TokenQueueUser}),
+		rejected: make(map[rejection]bool), state: StateOpening, since: time.Now(),
+	}
+	s.ctx, s.stop = context.WithCancel(ctx)
+	return s
+}
+
+// defaultCalls are the calls to a token at once where it does not say how many it takes.
+const defaultCalls = 16
 
 // rejection names a PIN that the token has rejected. The store remembers it too, but
 // the snapshot at hand may be older. A reload or another PIN is another name.
@@ -100,40 +113,42 @@ func (s *slot) wake() {
 func (s *slot) ready() (*openToken, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.current == nil || s.current.isClosed() {
-		return nil, fmt.Errorf("token %q is %s: %w", s.record.Name, s.state, token.ErrTokenAbsent)
+	switch {
+	case s.state == StateAbsent:
+		return nil, fmt.Errorf("token %q is absent: %w", s.record.Name, token.ErrTokenAbsent)
+	case s.current == nil || s.current.isClosed():
+		return nil, fmt.Errorf("token %q: %w", s.record.Name, errOpening)
 	}
 	return s.current, nil
 }
 
-// isAbsent tells whether the last try to open the token failed.
-func (s *slot) isAbsent() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.state == StateAbsent
-}
-
 // keep holds the token open until the slot ends: it opens it, looks for it again
-// with growing pauses while it is absent, and replaces it when it was retired.
+// with growing pauses while it is absent, and replaces it when it was retired or its process has ended.
 func (s *slot) keep() {
 	var home *openToken
-	pause := s.cfg.ReopenMin
+	pause := pause{least: s.cfg.ReopenMin, most: s.cfg.ReopenMax}
 	for {
 		if home != nil && s.mustClose(home) {
 			s.close(home)
 			home = nil
 		}
-		if home == nil {
-			home = s.open()
-		} else if err := s.guard(func() error { return s.compare(home) }); err != nil {
-			home.failed(err)
-		}
 		var again <-chan time.Time
+		var ended <-chan struct{}
+		switch {
+		case home == nil && pause.over(time.Now()):
+			home = s.open()
+			if home == nil {
+				pause.grow(time.Now())
+			}
+		case home != nil:
+			if err := s.guard(func() error { return s.compare(home) }); err != nil {
+				home.failed(err)
+			}
+		}
 		if home == nil {
-			again = time.After(pause/2 + rand.N(pause/2+1))
-			pause = min(2*pause, s.cfg.ReopenMax)
+			again = time.After(pause.left(time.Now()))
 		} else {
-			pause = s.cfg.ReopenMin
+			ended = home.Done()
 		}
 		select {
 		case <-s.ctx.Done():
@@ -142,8 +157,15 @@ func (s *slot) keep() {
 			}
 			return
 		case <-s.changed:
-			pause = s.cfg.ReopenMin
+			if home == nil || !home.isClosed() {
+				pause.reset()
+			}
+		case <-ended:
+			home.retire()
 		case <-again:
+		}
+		if home != nil && home.isClosed() {
+			pause.ended(home.opened, time.Now())
 		}
 	}
 }
@@ -160,11 +182,11 @@ func (s *slot) mustClose(home *openToken) bool {
 // open tries once and notes the outcome; nil when the token could not be opened.
 func (s *slot) open() *openToken {
 	s.mu.Lock()
-	home := &openToken{slot: s, record: s.record, round: s.round, keys: make(map[int64]token.Key)}
+	home := &openToken{slot: s, record: s.record, round: s.round}
 	s.mu.Unlock()
 	if err := s.guard(func() error { return s.openChecked(home) }); err != nil {
-		if home.Token != nil {
-			err = errors.Join(err, s.guard(home.Token.Close))
+		if home.Handler != nil {
+			err = errors.Join(err, s.guard(home.Handler.Close))
 		}
 		s.note(StateAbsent, nil, err)
 		return nil
@@ -181,7 +203,7 @@ func (s *slot) openChecked(home *openToken) error {
 	if err != nil {
 		return err
 	}
-	home.Token = opened
+	home.Handler, home.opened = opened, time.Now()
 	info, err := opened.Info(ctx)
 	if err == nil && info.Serial != home.record.Serial {
 		err = fmt.Errorf("the token found has serial %q, registered is %q: %w", info.Serial, home.record.Serial, token.ErrTokenAbsent)
@@ -192,7 +214,16 @@ func (s *slot) openChecked(home *openToken) error {
 	if err := s.compare(home); isLost(err) {
 		return err
 	}
+	s.queue.Resize(calls(opened))
 	return nil
+}
+
+// calls is how many calls to sign a token is given at once.
+func calls(h worker.Handler) int {
+	if stated, ok := h.(interface{ Slots() int }); ok {
+		return stated.Slots()
+	}
+	return defaultCalls
 }
 
 // errDriverPanicked takes the token for lost, so that it is opened anew.
@@ -273,24 +304,22 @@ func (s *slot) close(home *openToken) {
 	}
 }
 
-// logIn logs in with what the grant holds, one at a time, and never with a PIN
-// that the token has rejected since the snapshot was taken.
-func (s *slot) logIn(ctx context.Context, home *openToken, found granted, pins users.PINs) error {
+// unlock has the token's process turn the passphrase into a capability. No PIN is sent that the token has rejected since
+// the snapshot was taken.
+func (s *slot) unlock(ctx context.Context, home *openToken, found granted, asked worker.Unlock, derived func()) (worker.Capability, error) {
 	if err := s.refusedKey(found.key.ID); err != nil {
-		return err
+		return worker.Capability{}, err
 	}
-	if err := acquire(ctx, s.login); err != nil {
-		return fmt.Errorf("waiting for another login: %w", err)
-	}
-	defer func() { <-s.login }()
 	record, ok := found.snapshot.TokenByID(found.key.TokenID)
 	if !ok {
-		return fmt.Errorf("token of key %q: %w", found.key.Name, token.ErrTokenAbsent)
+		return worker.Capability{}, fmt.Errorf("token of key %q: %w", found.key.Name, token.ErrTokenAbsent)
 	}
-	if err := users.Login(ctx, &ledger{slot: s, reload: record.Reload}, s.withRejections(*record), home, pins); err != nil {
-		return err
+	asked.Token = s.withRejections(*record)
+	capability, err := home.Unlock(ctx, asked, &ledger{slot: s, reload: record.Reload, derived: derived})
+	if err != nil {
+		home.failed(err)
 	}
-	return s.prove(*record, pins)
+	return capability, err
 }
 
 func (s *slot) refusedKey(id int64) error {
@@ -311,9 +340,13 @@ func (s *slot) withRejections(record users.Token) users.Token {
 
 // ledger remembers a rejected PIN at once, and then in the store.
 type ledger struct {
-	slot   *slot
-	reload int64
+	slot    *slot
+	reload  int64
+	derived func()
 }
+
+// Derived implements worker.Ledger.
+func (l *ledger) Derived() { l.derived() }
 
 // Snapshot passes on to the store: the server's own snapshot may be as old as Config.PollEvery.
 func (l *ledger) Snapshot(ctx context.Context) (*users.Snapshot, error) {

@@ -11,6 +11,7 @@ import (
 
 	"chancery/token"
 	"chancery/token/soft"
+	"chancery/token/worker"
 	"chancery/tunnel/wire"
 	"chancery/users"
 )
@@ -162,7 +163,7 @@ func TestReopeningLocksKeysAndLooksForAbsentTokensAtOnce(t *testing.T) {
 func TestATokenThatIsBeingOpenedIsOpenedAnewToo(t *testing.T) {
 	opening, proceed := make(chan struct{}), make(chan struct{})
 	w := newWorld(t, func(w *world, cfg *Config) {
-		cfg.Open = func(ctx context.Context, record users.Token) (token.Token, error) {
+		cfg.Open = func(ctx context.Context, record users.Token) (worker.Handler, error) {
 			opened, err := w.token.open(ctx, record)
 			opening <- struct{}{}
 			<-proceed
@@ -252,7 +253,10 @@ func TestTheSoftToken(t *testing.T) {
 	directory := filepath.Join(t.TempDir(), "token")
 	info, public := makeSoftToken(t, directory)
 	w := newWorld(t, func(w *world, cfg *Config) {
-		cfg.Open = func(context.Context, users.Token) (token.Token, error) { return soft.Open(directory) }
+		cfg.Open = func(context.Context, users.Token) (worker.Handler, error) {
+			open, err := soft.Open(directory)
+			return worker.NewVault(open, cfg.Log), err
+		}
 		w.store.tokens[0].Serial, w.store.tokens[0].Hardware = info.Serial, info.Hardware
 		der := spki(public)
 		key := &w.store.keys[0]

@@ -4,11 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
+	"sync"
 	"time"
 
 	"chancery/access"
 	"chancery/audit"
 	"chancery/token"
+	"chancery/token/worker"
 	"chancery/tunnel/wire"
 	"chancery/users"
 )
@@ -20,8 +24,9 @@ type unlocked struct {
 	handle     string
 	algorithm  token.Algorithm
 	home       *openToken
-	key        token.Key
+	capability worker.Capability
 	keyID      int64
+	tokenKeyID []byte
 	lease      *lease
 }
 
@@ -52,16 +57,15 @@ func (t *session) unlock(ctx context.Context, id uint64, request *wire.Unlock) (
 	record := t.entry(audit.KindUnlock, id, request.Key)
 	record.Handle = opened.handle
 	if err := t.server.record(ctx, record); err != nil {
+		opened.home.Lock(opened.capability)
 		return nil, err
 	}
-	t.mu.Lock()
-	t.unlocked[opened.keyID] = opened
-	t.mu.Unlock()
+	t.keep(opened)
 	t.log.Info("key unlocked", "key", request.Key, "grant", opened.grantID)
 	return &wire.UnlockReply{}, nil
 }
 
-// open goes from passphrase to key: authorise, derive, unwrap, log in, fetch.
+// open goes from passphrase to capability: authorise, and have the token's process derive, unwrap, log in and find the key.
 func (t *session) open(ctx context.Context, request *wire.Unlock) (unlocked, error) {
 	found, err := t.find(request.Key, time.Now())
 	if err != nil {
@@ -71,66 +75,93 @@ func (t *session) open(ctx context.Context, request *wire.Unlock) (unlocked, err
 	if err := t.server.guesses.check(guessing, found.key.Name, time.Now()); err != nil {
 		return unlocked{}, err
 	}
-	pins, err := t.unwrap(ctx, found, request.Password)
+	opened, err := t.present(ctx, found, request.Password)
 	if errors.Is(err, access.ErrWrongPassphrase) {
 		t.server.guesses.failed(context.WithoutCancel(ctx), guessing, time.Now())
 	}
 	if err != nil {
 		return unlocked{}, err
 	}
-	defer pins.Clear()
-	home, key, err := t.server.tokens.unlock(ctx, found, pins)
+	t.server.guesses.succeeded(context.WithoutCancel(ctx), guessing)
+	return opened, nil
+}
+
+// present shows the grant and its passphrase to the token's process.
+func (t *session) present(ctx context.Context, found granted, passphrase wire.Secret) (unlocked, error) {
+	slot, err := t.server.tokens.slot(found.key)
+	if err != nil {
+		return unlocked{}, err
+	}
+	home, err := slot.ready()
+	if err != nil {
+		return unlocked{}, err
+	}
+	binding, ok := found.snapshot.Binding(found.grant)
+	if !ok {
+		return unlocked{}, fmt.Errorf("grant %d: its user, token or key: %w", found.grant.ID, users.ErrNotFound)
+	}
+	place, err := t.server.takeDerivation(ctx)
+	if err != nil {
+		return unlocked{}, err
+	}
+	defer place.release()
+	capability, err := slot.unlock(ctx, home, found, worker.Unlock{
+		Holder: worker.Holder{Session: t.id, User: t.userID},
+		Key:    worker.Key{Name: found.key.Name, ID: found.key.TokenKeyID, Public: found.key.Public},
+		Grant: worker.Grant{
+			Parameters: found.grant.Access.Parameters, Wrapped: found.grant.Wrapped, Staged: found.grant.Staged, Binding: binding,
+		},
+		Passphrase: passphrase.Bytes(), Lasts: t.server.leaseTime(found.grant), Uses: found.grant.LeaseUses,
+	}, place.release)
 	if err != nil {
 		return unlocked{}, fmt.Errorf("%w: %w", errUnlockFailed, err)
 	}
-	t.server.guesses.succeeded(context.WithoutCancel(ctx), guessing)
 	return unlocked{
 		grantID: found.grant.ID, generation: found.grant.Generation, handle: found.key.Handle, algorithm: found.key.Algorithm,
-		home: home, key: key, keyID: found.key.ID, lease: t.server.newLease(found.grant, time.Now()),
+		home: home, capability: capability, keyID: found.key.ID, tokenKeyID: found.key.TokenKeyID,
+		lease: t.server.newLease(found.grant, time.Now()),
 	}, nil
-}
-
-// unwrap opens the grant, whose PINs the caller clears.
-func (t *session) unwrap(ctx context.Context, found granted, passphrase wire.Secret) (users.PINs, error) {
-	derived, err := t.server.derive(ctx, passphrase, found.grant.Access.Parameters)
-	if errors.Is(err, errOverloaded) {
-		return users.PINs{}, err
-	}
-	var pins users.PINs
-	if err == nil {
-		pins, err = found.snapshot.Unwrap(found.grant, derived)
-	}
-	if err != nil {
-		return users.PINs{}, fmt.Errorf("%w: %w", errUnlockFailed, err)
-	}
-	return pins, nil
 }
 
 // pretend takes as long as deriving an access key that exists.
 func (t *session) pretend(ctx context.Context, passphrase wire.Secret) error {
-	_, err := t.server.derive(ctx, passphrase, t.server.decoy)
+	err := t.server.derive(ctx, passphrase, t.server.decoy)
 	if errors.Is(err, access.ErrWrongPassphrase) {
 		return nil
 	}
 	return err
 }
 
-// derive makes the access key, at most MaxDerivations at once.
-func (s *Server) derive(ctx context.Context, passphrase wire.Secret, parameters access.Parameters) (*access.Key, error) {
+// derive makes an access key here, in the time that it takes the token's process.
+func (s *Server) derive(ctx context.Context, passphrase wire.Secret, parameters access.Parameters) error {
+	place, err := s.takeDerivation(ctx)
+	if err != nil {
+		return err
+	}
+	defer place.release()
+	if len(passphrase.Bytes()) > access.MaxPassphrase {
+		return fmt.Errorf("passphrase of more than %d bytes: %w", access.MaxPassphrase, access.ErrWrongPassphrase)
+	}
+	_, err = access.DeriveKey(passphrase.Bytes(), parameters)
+	return err
+}
+
+// derivation is one of the MaxDerivations passphrases that are derived at once, here and in the tokens' processes.
+type derivation struct{ release func() }
+
+func (s *Server) takeDerivation(ctx context.Context) (derivation, error) {
 	asked := time.Now()
 	s.deriving.Add(1)
 	err := acquire(ctx, s.derivations)
 	s.deriving.Add(-1)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errOverloaded, err)
+		return derivation{}, fmt.Errorf("%w: %w", errOverloaded, err)
 	}
-	defer func() { <-s.derivations }()
 	began := time.Now()
-	defer func() { s.cfg.Observer.Derived(began.Sub(asked), time.Since(began)) }()
-	if len(passphrase.Bytes()) > access.MaxPassphrase {
-		return nil, fmt.Errorf("passphrase of more than %d bytes: %w", access.MaxPassphrase, access.ErrWrongPassphrase)
-	}
-	return access.DeriveKey(passphrase.Bytes(), parameters)
+	return derivation{sync.OnceFunc(func() {
+		<-s.derivations
+		s.cfg.Observer.Derived(began.Sub(asked), time.Since(began))
+	})}, nil
 }
 
 // authorise checks, from memory alone, that the session may sign with a key now.
@@ -145,7 +176,7 @@ func (t *session) authorise(name string, now time.Time) (unlocked, error) {
 	if !ok {
 		return unlocked{}, errNotUnlocked
 	}
-	if opened.grantID != found.grant.ID || opened.generation != found.grant.Generation || opened.home.isClosed() {
+	if !opened.isBy(found.grant) || opened.home.isClosed() {
 		t.forget(opened)
 		return unlocked{}, errLockedLater
 	}
@@ -156,11 +187,67 @@ func (t *session) authorise(name string, now time.Time) (unlocked, error) {
 	return opened, nil
 }
 
+// keep takes over what was unlocked, in place of what the session had for that key.
+func (t *session) keep(opened unlocked) {
+	t.mu.Lock()
+	before, had := t.unlocked[opened.keyID]
+	t.unlocked[opened.keyID] = opened
+	t.mu.Unlock()
+	if had {
+		before.home.Lock(before.capability)
+	}
+}
+
 // forget drops what was unlocked, unless it has been unlocked anew.
 func (t *session) forget(opened unlocked) {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.unlocked[opened.keyID].lease == opened.lease {
+	same := t.unlocked[opened.keyID].lease == opened.lease
+	if same {
 		delete(t.unlocked, opened.keyID)
 	}
+	t.mu.Unlock()
+	if same {
+		opened.home.Lock(opened.capability)
+	}
+}
+
+// forgetAll drops everything at the session's end.
+func (t *session) forgetAll() {
+	t.mu.Lock()
+	all := t.unlocked
+	t.unlocked = nil
+	t.mu.Unlock()
+	for _, opened := range all {
+		opened.home.Lock(opened.capability)
+	}
+}
+
+// lockVoid drops what sessions hold by grants that are no longer what they were, so that a token which nobody
+// may use any more forgets its PIN at once.
+func (s *Server) lockVoid() {
+	s.mu.Lock()
+	sessions := slices.Collect(maps.Keys(s.sessions))
+	s.mu.Unlock()
+	now := time.Now()
+	for _, t := range sessions {
+		t.lockVoid(now)
+	}
+}
+
+func (t *session) lockVoid(now time.Time) {
+	snapshot := t.server.snapshot.Load()
+	t.mu.Lock()
+	held := slices.Collect(maps.Values(t.unlocked))
+	t.mu.Unlock()
+	for _, opened := range held {
+		grant, usable := snapshot.Usable(t.userID, opened.keyID, now)
+		if !usable || !opened.isBy(grant) || opened.lease.ended(now) {
+			t.forget(opened)
+		}
+	}
+}
+
+// isBy tells whether the key was unlocked by this grant as it is now.
+func (u unlocked) isBy(grant *users.Grant) bool {
+	return u.grantID == grant.ID && u.generation == grant.Generation
 }

@@ -11,7 +11,7 @@ import (
 
 // unrecordedCommands change nothing of the server. Those of pki work without one, on any host.
 var unrecordedCommands = []string{
-	"serve", "status", "version", "config show", "config check",
+	"serve", workerName, "status", "version", "config show", "config check",
 	"user list", "user show", "token list", "token show", "token probe", "key list", "key show", "key export", "grant list",
 	"audit show", "audit verify", "audit head",
 	"pki init", "pki issue", "pki show",

@@ -108,11 +108,12 @@ func (d *daemon) run(ctx context.Context, legs *tunnel.Config) error {
 		return err
 	}
 	settings := signer.Config{
-		Store: d.store, Open: d.config.openToken, Audit: timedAudit{d.audit, d.metrics.append},
+		Store: d.store, Open: d.config.openInWorker(d.log), Audit: timedAudit{d.audit, d.metrics.append},
 		Observer: d.metrics, Log: d.log, PollEvery: pollEvery,
 	}
 	d.config.Sessions.apply(&settings)
 	d.config.Repetitions.apply(&settings)
+	d.config.Tokens.apply(&settings)
 	if d.signer, err = signer.New(settings); err != nil {
 		return errors.Join(err, control.Close())
 	}

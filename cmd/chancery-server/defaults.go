@@ -8,6 +8,7 @@ import (
 	"chancery/internal/cli"
 	"chancery/internal/observe"
 	"chancery/signer"
+	"chancery/signer/queue"
 )
 
 // sessionsConfig bounds what clients can make the daemon do.
@@ -38,9 +39,12 @@ func defaultConfig() *config {
 			CRLFiles:      []string{},
 			CRLExpired:    string(certfile.WarnExpired),
 		},
-		State:  stateConfig{Directory: "/var/lib/chancery"},
-		Audit:  auditConfig{SegmentBytes: 64 << 20},
-		Tokens: tokensConfig{Modules: []string{}},
+		State: stateConfig{Directory: "/var/lib/chancery"},
+		Audit: auditConfig{SegmentBytes: 64 << 20},
+		Tokens: tokensConfig{
+			Modules: []string{}, Network: []string{}, Writable: []string{}, CallTimeout: 10 * time.Second, OpenTimeout: 30 * time.Second,
+			Queue: queue.DefaultMaxWaiting, QueueUser: queue.DefaultMaxWaitingPerUser,
+		},
 		Sessions: sessionsConfig{
 			Maximum: 256, MaximumPerUser: 64, Requests: 256, RequestsTotal: 4096, BatchConcurrency: 16, Derivations: 2,
 			RequestTimeout: 30 * time.Second, IdleTimeout: time.Hour, DrainTimeout: 15 * time.Second, FailurePause: time.Second,

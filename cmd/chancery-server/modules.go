@@ -8,15 +8,23 @@ import (
 	"path/filepath"
 	"slices"
 	"syscall"
+	"time"
 
 	"chancery/internal/cli"
+	"chancery/signer"
 	"chancery/token"
 )
 
 // tokensConfig says which code a token may bring into the process. A module's path stands in the
 // database, and whoever writes there must not thereby choose what the daemon loads and runs.
 type tokensConfig struct {
-	Modules []string `mapstructure:"modules"` // empty: what only root can have put there
+	Modules     []string      `mapstructure:"modules"`      // empty: what only root can have put there
+	Network     []string      `mapstructure:"network"`      // names of tokens whose processes may use the network
+	Writable    []string      `mapstructure:"writable"`     // what all tokens' processes may write to
+	CallTimeout time.Duration `mapstructure:"call_timeout"` // a call that takes longer ends the token's process
+	OpenTimeout time.Duration `mapstructure:"open_timeout"`
+	Queue       int           `mapstructure:"queue"`          // requests that wait for one token
+	QueueUser   int           `mapstructure:"queue_per_user"` // of these, of one user
 }
 
 func (c tokensConfig) validate() error {
@@ -25,7 +33,28 @@ func (c tokensConfig) validate() error {
 			return cli.Misconfigured("tokens.modules: %q is not an absolute path", path)
 		}
 	}
+	for _, path := range c.Writable {
+		if !filepath.IsAbs(path) {
+			return cli.Misconfigured("tokens.writable: %q is not an absolute path", path)
+		}
+	}
+	switch {
+	case c.CallTimeout <= 0:
+		return cli.Misconfigured("tokens.call_timeout is %s: more than 0, for example 10s", c.CallTimeout)
+	case c.OpenTimeout <= 0:
+		return cli.Misconfigured("tokens.open_timeout is %s: more than 0, for example 30s", c.OpenTimeout)
+	case c.Queue < 1:
+		return cli.Misconfigured("tokens.queue is %d: at least 1", c.Queue)
+	case c.QueueUser < 1:
+		return cli.Misconfigured("tokens.queue_per_user is %d: at least 1", c.QueueUser)
+	}
 	return nil
+}
+
+// apply fills in what the configuration says of tokens.
+func (c tokensConfig) apply(s *signer.Config) {
+	s.TokenQueue, s.TokenQueueUser = c.Queue, c.QueueUser
+	s.OpenTimeout = c.OpenTimeout
 }
 
 // module returns the file to load for a PKCS#11 module's path, if that may be loaded. It has no symbolic

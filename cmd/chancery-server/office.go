@@ -32,19 +32,19 @@ func (a *app) withOffice(command *cobra.Command, act func(context.Context, *admi
 			Store: store, MinPassphrase: a.config.Passphrases.MinimumLength, Parameters: accessParameters,
 			Open: func(ctx context.Context, t users.Token) (token.Token, error) {
 				t.MaxSessions = pkcs11.MinSessions
-				return a.config.openToken(ctx, t)
+				return a.config.Tokens.openGuarded(ctx, t, a.config.pins())
 			},
 		})
 	})
 }
 
-// openToken opens a registered token without login. No PIN reaches it that it rejected earlier.
-func (c *config) openToken(ctx context.Context, t users.Token) (token.Token, error) {
-	open, err := c.Tokens.open(ctx, t)
+// openGuarded opens a registered token without login. No PIN reaches it that it rejected earlier, which the directory remembers.
+func (c tokensConfig) openGuarded(ctx context.Context, t users.Token, pins string) (token.Token, error) {
+	open, err := c.open(ctx, t)
 	if err != nil {
 		return nil, err
 	}
-	return guard.New(c.pins()).Wrap(open), nil
+	return guard.New(pins).Wrap(open), nil
 }
 
 // open opens a registered token with its driver, without login.

@@ -53,15 +53,16 @@ directory, and a running daemon takes every change up within a second.`,
 		inGroup("run", a.serveCommand()), inGroup("run", a.statusCommand()), inGroup("run", a.configCommand()),
 		inGroup("manage", a.userCommand()), inGroup("manage", a.tokenCommand()), inGroup("manage", a.keyCommand()),
 		inGroup("manage", a.grantCommand()), inGroup("manage", a.auditCommand()), inGroup("manage", a.pkiCommand()),
-		cli.VersionCommand(),
+		a.workerCommand(), cli.VersionCommand(),
 	)
 	return root
 }
 
 // stopOnSignal has SIGINT and SIGTERM end the command's context, so that it can leave things whole. A second
-// signal has its usual effect. The daemon has its own way, and may not have begun to serve.
+// signal has its usual effect. The daemon has its own way, and may not have begun to serve; a token's
+// process ends with the daemon.
 func stopOnSignal(command *cobra.Command) {
-	if command.Name() == serveName {
+	if command.Name() == serveName || command.Name() == workerName {
 		return
 	}
 	ctx, stop := signal.NotifyContext(command.Context(), os.Interrupt, syscall.SIGTERM)

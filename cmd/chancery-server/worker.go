@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"chancery/internal/cli"
+	"chancery/internal/confine"
+	"chancery/token"
+	"chancery/token/worker"
+	"chancery/users"
+)
+
+const workerName = "token-worker"
+
+// custody is what the daemon tells a token's process.
+type custody struct {
+	Token   users.Token
+	Tokens  tokensConfig
+	PINs    string   // the directory of what tokens have rejected
+	Write   []string // what the process may write to
+	Network bool
+}
+
+// workerCommand is what the daemon runs once for each token. The token's name is there for whoever lists processes.
+func (a *app) workerCommand() *cobra.Command {
+	var logging cli.Logging
+	command := &cobra.Command{
+		Use: workerName + " TOKEN", Hidden: true, Short: "Keep one token for the daemon, which starts this by itself",
+		Args: cli.Args(cobra.ExactArgs(1)), ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(_ *cobra.Command, args []string) error {
+			log, err := logging.Logger(os.Stderr)
+			if err != nil {
+				return err
+			}
+			return runWorker(log.With("token", args[0], "worker", os.Getpid()))
+		},
+	}
+	command.Flags().StringVar(&logging.Level, "log-level", "info", "the daemon's")
+	command.Flags().StringVar(&logging.Format, "log-format", "text", "the daemon's")
+	return command
+}
+
+func runWorker(log *slog.Logger) error {
+	file := os.NewFile(worker.LinkFD, "link")
+	link, err := net.FileConn(file)
+	_ = file.Close()
+	if err != nil {
+		return cli.Usage("%s is run by the daemon, and by nobody else", workerName)
+	}
+	return worker.Serve(link, openInCustody, log)
+}
+
+// openInCustody confines this process and then loads what it takes to open the token.
+func openInCustody(ctx context.Context, specification []byte, log *slog.Logger) (token.Token, error) {
+	var c custody
+	if err := json.Unmarshal(specification, &c); err != nil {
+		return nil, fmt.Errorf("what the daemon says of the token: %w", err)
+	}
+	for _, notice := range confine.Apply(confine.Rules{Write: c.Write, Network: c.Network}) {
+		log.Warn("a token's process goes without a restriction", "what", notice.What, "why", notice.Why)
+	}
+	return c.Tokens.openGuarded(ctx, c.Token, c.PINs)
+}
+
+// openInWorker opens a registered token in a process of its own.
+func (c *config) openInWorker(log *slog.Logger) func(context.Context, users.Token) (worker.Handler, error) {
+	return func(ctx context.Context, t users.Token) (worker.Handler, error) {
+		if err := os.MkdirAll(c.pins(), 0o700); err != nil { // the process could not make it
+			return nil, err
+		}
+		specification, err := json.Marshal(custody{
+			Token: t, Tokens: c.Tokens, PINs: c.pins(),
+			Write: append(c.Tokens.writable(t), c.pins()), Network: slices.Contains(c.Tokens.Network, t.Name),
+		})
+		if err != nil {
+			return nil, err
+		}
+		process, err := worker.Start(ctx, worker.Config{
+			Args:          []string{workerName, "--log-level", c.Log.Level, "--log-format", c.Log.Format, t.Name},
+			Specification: specification, Log: log.With("token", t.Name),
+			CallTimeout: c.Tokens.CallTimeout, OpenTimeout: c.Tokens.OpenTimeout,
+		})
+		if err != nil {
+			return nil, err
+		}
+		return process, nil
+	}
+}
