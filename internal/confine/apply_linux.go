@@ -1,6 +1,7 @@
 package confine
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -35,8 +36,11 @@ func Apply(rules Rules) []Notice {
 func confineFiles(rules Rules) []Notice {
 	const all = "files may be written wherever permissions allow it, and other processes be signalled"
 	version, err := landlocksys.LandlockGetABIVersion()
-	if err != nil {
+	switch {
+	case errors.Is(err, unix.ENOSYS), errors.Is(err, unix.EOPNOTSUPP):
 		return []Notice{{What: all, Why: "this kernel has no landlock, or it was not enabled at boot: " + err.Error()}}
+	case err != nil:
+		return []Notice{{What: all, Why: "landlock is refused, maybe by a filter of system calls (SystemCallFilter= of the unit): " + err.Error()}}
 	}
 	config := landlock.V11
 	if rules.Network {

@@ -42,7 +42,7 @@ func TestMain(m *testing.M) {
 // task is what a child does.
 type task struct {
 	Rules     Rules
-	Blind     bool   // the kernel answers as one without landlock and without filters of system calls
+	Refusal   uint32 // the errno with which the kernel refuses landlock and filters of system calls; 0: it does not
 	Outside   string // a directory outside of Rules.Write
 	TCP, Unix string // listeners' addresses
 	Abstract  string // another one's
@@ -50,22 +50,20 @@ type task struct {
 
 // report is what a child found.
 type report struct {
-	Notices   []Notice
-	Results   map[string]string // "" for what succeeded
-	Status    map[string]string // of every thread, in /proc/self/task/*/status; "differs" where threads do
-	Core      unix.Rlimit
-	Dumpable  int
-	Signalled string // of a signal to the parent
+	Notices  []Notice
+	Results  map[string]string // "" for what succeeded
+	Status   map[string]string // of every thread, in /proc/self/task/*/status; "differs" where threads do
+	Core     unix.Rlimit
+	Dumpable int
 }
 
-// blind makes the kernel look as one without landlock and seccomp filters.
-func blind() {
-	refuse := statement(unix.BPF_RET|unix.BPF_K, unix.SECCOMP_RET_ERRNO|uint32(unix.ENOSYS))
+// refuse has the kernel refuse landlock and seccomp.
+func refuse(errno uint32) {
 	filter := []unix.SockFilter{
 		load(offsetNumber),
 		equal(unix.SYS_LANDLOCK_CREATE_RULESET, 1, 0),
 		equal(unix.SYS_SECCOMP, 0, 1),
-		refuse,
+		statement(unix.BPF_RET|unix.BPF_K, unix.SECCOMP_RET_ERRNO|errno),
 		statement(unix.BPF_RET|unix.BPF_K, unix.SECCOMP_RET_ALLOW),
 	}
 	if err := landlocksys.AllThreadsPrctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
@@ -78,8 +76,8 @@ func blind() {
 
 func (t *task) run() report {
 	occupyThreads()
-	if t.Blind {
-		blind()
+	if t.Refusal != 0 {
+		refuse(t.Refusal)
 	}
 	r := report{Notices: Apply(t.Rules), Results: make(map[string]string), Status: threadStatus("NoNewPrivs", "Seccomp")}
 	for name, try := range t.attempts() {
@@ -328,15 +326,25 @@ func TestApply(t *testing.T) {
 	}
 }
 
-// TestApplyOnAnOldKernel has the kernel answer as one without landlock and without filters.
-func TestApplyOnAnOldKernel(t *testing.T) {
-	r := confined(t, func(w *task) { w.Blind = true })
-	if diff := cmp.Diff(expected(0, true), r.Results); diff != "" {
-		t.Errorf("what the child found (-want +got):\n%s", diff)
-	}
-	checkProcess(t, r)
-	if len(r.Notices) != 2 || !strings.Contains(r.Notices[0].String(), "network") || !strings.Contains(r.Notices[1].String(), "no landlock") {
-		t.Errorf("notices: %v", r.Notices)
+// TestApplyWithoutLandlock has the kernel answer as one without landlock and without filters, and as it does below a unit's filter.
+func TestApplyWithoutLandlock(t *testing.T) {
+	for name, test := range map[string]struct {
+		errno unix.Errno
+		says  string
+	}{
+		"old kernel":    {unix.ENOSYS, "no landlock"},
+		"unit's filter": {unix.EPERM, "SystemCallFilter"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := confined(t, func(w *task) { w.Refusal = uint32(test.errno) })
+			if diff := cmp.Diff(expected(0, true), r.Results); diff != "" {
+				t.Errorf("what the child found (-want +got):\n%s", diff)
+			}
+			checkProcess(t, r)
+			if len(r.Notices) != 2 || !strings.Contains(r.Notices[0].String(), "network") || !strings.Contains(r.Notices[1].String(), test.says) {
+				t.Errorf("notices: %v", r.Notices)
+			}
+		})
 	}
 }
 
