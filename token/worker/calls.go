@@ -32,11 +32,8 @@ func (p *Process) begin(waiting *pending, kind byte, size int, fill func([]byte)
 		return 0, err
 	}
 	err = p.link.write(kind, number, size, fill)
-	if err == nil {
-		return number, nil
-	}
-	if p.take(number) == nil {
-		return 0, (<-waiting.result).err // the process has ended
+	if err == nil || p.take(number) == nil {
+		return number, nil // also where the link broke when the result was there, or its end was told
 	}
 	p.settle(waiting, outcome{})
 	if errors.Is(err, errTooLarge) {
