@@ -31,7 +31,11 @@ func lacks(a token.Algorithm, opts crypto.SignerOpts) bool {
 	return a.RSABits() != 0 && slices.Contains([]crypto.Hash{crypto.SHA3_256, crypto.SHA3_512}, opts.HashFunc())
 }
 
-func TestContract(t *testing.T)  { tokentest.Run(t, driver) }
+func TestContract(t *testing.T) {
+	t.Parallel()
+	tokentest.Run(t, driver)
+}
+
 func BenchmarkSign(b *testing.B) { tokentest.BenchmarkSign(b, driver) }
 
 // newToken makes a token on a TPM.

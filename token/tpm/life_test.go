@@ -18,6 +18,7 @@ const manySignatures = 10_000
 
 // TestNothingIsLeftBehind counts the TPM's handles before and after.
 func TestNothingIsLeftBehind(t *testing.T) {
+	t.Parallel()
 	made := swtpm.Start(t)
 	config := newToken(t, made)
 	if objects, sessions := made.Handles(); objects != 0 || sessions != 0 {
@@ -60,6 +61,7 @@ func everyOtherCall(t *testing.T, made *swtpm.TPM, tok *tpm.Token) {
 
 // TestIdleConnection has two programs use one emulator in turn.
 func TestIdleConnection(t *testing.T) {
+	t.Parallel()
 	made := swtpm.Start(t)
 	first, second := open(t, newToken(t, made)), open(t, newToken(t, made))
 	var group sync.WaitGroup
@@ -67,7 +69,7 @@ func TestIdleConnection(t *testing.T) {
 		login(t, tok)
 		key := generate(t, tok, "a", token.P256)
 		group.Go(func() {
-			for end := time.Now().Add(5 * time.Second); time.Now().Before(end); { // longer than one may hold the connection
+			for end := time.Now().Add(3 * time.Second); time.Now().Before(end); { // longer than one may hold the connection
 				if err := sign(t, key); err != nil {
 					t.Error(err)
 					return
@@ -83,6 +85,7 @@ func TestIdleConnection(t *testing.T) {
 
 // TestMoreKeysThanSlots signs with five keys from many goroutines.
 func TestMoreKeysThanSlots(t *testing.T) {
+	t.Parallel()
 	tok := open(t, newToken(t, swtpm.Start(t)))
 	login(t, tok)
 	var keys []token.Key
@@ -94,6 +97,7 @@ func TestMoreKeysThanSlots(t *testing.T) {
 
 // TestPowerCycle takes the TPM's power under a token that is logged in.
 func TestPowerCycle(t *testing.T) {
+	t.Parallel()
 	made := swtpm.Start(t)
 	made.SetLockout(10, time.Hour)
 	tok := open(t, newToken(t, made))

@@ -12,9 +12,10 @@ import (
 )
 
 const (
-	maxLoaded = 2                      // keys kept loaded: a TPM has three slots at least (part 2, section 6.13, TPM_PT_HR_TRANSIENT_MIN), and the parent has one
-	shareIdle = 100 * time.Millisecond // a socket is given up after that long without a call,
-	shareHold = 2 * time.Second        // and after that long in any case, for others to have a turn
+	maxLoaded  = 2                      // keys kept loaded: a TPM has three slots at least (part 2, section 6.13, TPM_PT_HR_TRANSIENT_MIN), and the parent has one
+	maxOrphans = 64                     // far more than an emulator has slots
+	shareIdle  = 100 * time.Millisecond // a socket is given up after that long without a call,
+	shareHold  = 2 * time.Second        // and after that long in any case, for others to have a turn
 )
 
 // link is the connection to the TPM with all that is loaded through it. It is
@@ -91,9 +92,40 @@ func (l *link) open() error {
 		return err
 	}
 	l.transport, l.opened = opened, time.Now()
-	if err := l.openParent(); err != nil {
+	if err = l.clearOrphans(); err == nil {
+		err = l.openParent()
+	}
+	if err != nil {
 		l.close()
 		return err
+	}
+	return nil
+}
+
+// clearOrphans flushes what connections that were cut off (a killed process)
+// left in an emulator's few slots. Whoever has the one connection has all the
+// slots. The kernel's resource manager does that by itself, and shows each
+// program only its own.
+func (l *link) clearOrphans() error {
+	if !isSocket(l.config.Device) {
+		return nil
+	}
+	for _, kind := range []tpm2.TPMHT{tpm2.TPMHTTransient, tpm2.TPMHTLoadedSession} {
+		rsp, err := tpm2.GetCapability{
+			Capability: tpm2.TPMCapHandles, Property: uint32(kind) << 24, PropertyCount: maxOrphans,
+		}.Execute(l.transport)
+		if err != nil {
+			return err
+		}
+		list, err := rsp.CapabilityData.Data.Handles()
+		if err != nil {
+			return err
+		}
+		for _, handle := range list.Handle {
+			if err := flush(l.transport, handle); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

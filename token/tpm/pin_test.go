@@ -15,6 +15,7 @@ import (
 
 // TestWrongPINCostsOneTry asks the TPM itself what was spent.
 func TestWrongPINCostsOneTry(t *testing.T) {
+	t.Parallel()
 	made := swtpm.Start(t)
 	made.SetLockout(10, time.Hour)
 	config := newToken(t, made)
@@ -72,6 +73,7 @@ func TestLastTryIsNotSpent(t *testing.T) {
 
 // TestLockout locks the TPM under a token that is logged in, and lets it recover.
 func TestLockout(t *testing.T) {
+	t.Parallel()
 	made := swtpm.Start(t)
 	made.SetLockout(10, time.Hour)
 	config := newToken(t, made)
@@ -110,6 +112,7 @@ func TestLogout(t *testing.T) {
 
 // TestPINChangedElsewhere has another program change the PIN.
 func TestPINChangedElsewhere(t *testing.T) {
+	t.Parallel()
 	made := swtpm.Start(t)
 	config := newToken(t, made)
 	tok, other := open(t, config), open(t, config)
@@ -165,10 +168,12 @@ func sign(t testing.TB, key token.Key) error {
 		return err
 	}
 	if !ecdsa.VerifyASN1(key.Public().(*ecdsa.PublicKey), digest[:], signature) {
-		return errors.New("the signature is wrong")
+		return errWrong
 	}
 	return nil
 }
+
+var errWrong = errors.New("the signature is wrong")
 
 func wantError(t testing.TB, what string, err, want error) {
 	t.Helper()

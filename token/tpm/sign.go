@@ -24,7 +24,7 @@ type key struct {
 	file       *keyFile
 	generation string // that file belongs to
 	gone       bool   // destroyed
-	refused    bool   // the TPM rejected the token's authorisation for it; each further try would count against the lockout
+	refused    bool   // until the next login: the TPM rejected the token's authorisation for it, and each try counts against the lockout
 }
 
 var _ token.Key = (*key)(nil)
@@ -87,7 +87,7 @@ func (k *key) ready(l *link) error {
 }
 
 // errForeign says that the TPM loads a key and does not take the token's authorisation for it.
-var errForeign = fmt.Errorf("its file was wrapped under another PIN and is refused from now on: %w", token.ErrMismatch)
+var errForeign = fmt.Errorf("its file was wrapped under another PIN, and it is refused until the next login: %w", token.ErrMismatch)
 
 func (k *key) signRSA(l *link, digest []byte, opts crypto.SignerOpts) ([]byte, error) {
 	offers, err := l.learn()
@@ -194,6 +194,7 @@ func (k *key) ask(l *link, digest []byte, scheme, hash tpm2.TPMAlgID) (*tpm2.TPM
 	}.Execute(l.transport)
 	if errors.Is(err, tpm2.TPMRCAuthFail) || errors.Is(err, tpm2.TPMRCBadAuth) {
 		k.refused = true
+		l.endSession() // if that was what is wrong, it must not cost other keys a try
 		return nil, fmt.Errorf("%w: %w", errForeign, err)
 	}
 	if err != nil {

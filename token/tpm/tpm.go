@@ -351,6 +351,9 @@ func (t *Token) Login(ctx context.Context, pin []byte) error {
 func (t *Token) logIn(m *manifest, auth []byte) {
 	clear(t.auth)
 	t.auth, t.generation = auth, m.Generation
+	for _, k := range t.keys {
+		k.refused = false
+	}
 }
 
 // Logout forgets the authorisation and flushes the session that proved it.
