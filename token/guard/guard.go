@@ -47,8 +47,8 @@ const (
 	maxPINs = 64
 	// maxUnfinished is how often a PIN is sent in a row without an answer.
 	maxUnfinished = 3
-	// clearPatience bounds how long Clear waits for a login under way.
-	clearPatience = 15 * time.Second
+	// lockPatience bounds how long a login, or Clear, waits for another login of the same token.
+	lockPatience = 15 * time.Second
 	// answerPatience bounds how long the token may take to tell its flags after a login that failed.
 	answerPatience = 10 * time.Second
 )
@@ -86,9 +86,7 @@ func (g *Guard) Wrap(t token.Token) token.Token {
 // tells how many they were (of a damaged file: none). While a login is under way it waits up to 15 seconds; token.ErrBusy
 // says that it is still going on, and a retry helps.
 func (g *Guard) Clear(serial string) (n int, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), clearPatience)
-	defer cancel()
-	f, err := g.open(ctx, serial)
+	f, err := g.open(context.Background(), serial)
 	if err != nil {
 		return 0, err
 	}
@@ -105,6 +103,8 @@ func (g *Guard) open(ctx context.Context, serial string) (*file, error) {
 		return nil, err
 	}
 	name := sha256.Sum256([]byte(serial))
+	ctx, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
 	f := &file{name: hex.EncodeToString(name[:])}
 	f.path = filepath.Join(g.directory, f.name)
 	if err := f.lock(ctx); err != nil {

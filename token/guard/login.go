@@ -21,8 +21,8 @@ type attesting struct {
 }
 
 // Login sends the PIN if it may be sent. Beside the token's own errors: token.ErrPINRejected,
-// token.ErrFinalTry, token.ErrPINLocked and token.ErrPINMemory, of which none has cost a try, and token.ErrBusy while
-// another login goes on.
+// token.ErrFinalTry, token.ErrPINLocked and token.ErrPINMemory, of which none has cost a try, and token.ErrBusy when
+// another login has gone on for 15 seconds, or until the context's end.
 func (t *guarded) Login(ctx context.Context, pin []byte) error {
 	return t.guarding(ctx, func(f *file, before token.Info) error {
 		if before.LoggedIn {
