@@ -1,0 +1,107 @@
+package tpm_test
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+
+	"chancery/swtpm"
+	"chancery/token"
+	"chancery/token/tpm"
+)
+
+// Environment of the child that TestKilledChangesOfPIN kills.
+const (
+	envDevice    = "TPM_TEST_DEVICE"
+	envDirectory = "TPM_TEST_DIRECTORY"
+)
+
+const (
+	kills     = 12
+	killsStep = 4 * time.Millisecond
+)
+
+// TestMain changes the PIN back and forth when a test asks for that.
+func TestMain(m *testing.M) {
+	if os.Getenv(envDevice) == "" {
+		os.Exit(m.Run())
+	}
+	changePINForever()
+}
+
+var bothPINs = [2][]byte{pin, []byte("another PIN")}
+
+func changePINForever() {
+	tok, err := tpm.Open(tpm.Config{Device: os.Getenv(envDevice), Directory: os.Getenv(envDirectory)})
+	if err != nil {
+		os.Exit(1)
+	}
+	os.Stdout.WriteString("ready\n")
+	for n := 0; ; n++ {
+		if err := tok.ChangePIN(context.Background(), bothPINs[n%2], bothPINs[(n+1)%2]); err != nil {
+			os.Exit(1)
+		}
+	}
+}
+
+// TestKilledChangesOfPIN kills a process that changes the PIN, at one moment
+// after the other, and wants one PIN to open the whole token each time.
+func TestKilledChangesOfPIN(t *testing.T) {
+	t.Parallel()
+	made := swtpm.Start(t)
+	made.SetLockout(1000, time.Hour)
+	config := newToken(t, made)
+	tok := open(t, config)
+	login(t, tok)
+	for _, id := range []string{"a", "b", "c"} {
+		generate(t, tok, id, token.P256)
+	}
+	tok.Close()
+	for n := range kills {
+		killDuring(t, config, time.Duration(n)*killsStep)
+		current := bothPINs[0]
+		if err := tryPIN(t, config, current); err != nil {
+			current = bothPINs[1]
+		}
+		wantWhole(t, config, current, "a", "b", "c")
+		if string(current) != string(bothPINs[0]) {
+			if err := open(t, config).ChangePIN(t.Context(), current, bothPINs[0]); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if entries, err := os.ReadDir(config.Directory); err != nil || len(entries) > 4 {
+		t.Errorf("generations are left: %v, %v", entries, err)
+	}
+}
+
+func tryPIN(t *testing.T, config tpm.Config, pin []byte) error {
+	t.Helper()
+	tok := open(t, config)
+	defer tok.Close()
+	return tok.Login(t.Context(), pin)
+}
+
+// killDuring kills a child some time after it began.
+func killDuring(t *testing.T, config tpm.Config, after time.Duration) {
+	t.Helper()
+	child := exec.Command(os.Args[0])
+	child.Env = append(os.Environ(), envDevice+"="+config.Device, envDirectory+"="+config.Directory)
+	out, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := out.Read(make([]byte, 16)); err != nil {
+		t.Errorf("the child did not begin: %v", err)
+	}
+	time.Sleep(after)
+	if err := child.Process.Kill(); err != nil {
+		t.Errorf("the child ended by itself: %v", err)
+	}
+	_ = child.Wait() // killed
+}
