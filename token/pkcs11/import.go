@@ -39,6 +39,9 @@ func (t *Token) create(ctx context.Context, spec token.KeySpec, private crypto.P
 	return t.withLogin(ctx, func(s session) error {
 		object, err := s.api.CreateObject(s.handle, append(append(privateTemplate(spec),
 			p11.NewAttribute(p11.CKA_CLASS, p11.CKO_PRIVATE_KEY)), secret...))
+		if hasCode(err, p11.CKR_ATTRIBUTE_VALUE_INVALID) { // to tpm2-pkcs11 this is the class
+			return fmt.Errorf("the token takes no private keys from outside: %w: %w", token.ErrUnsupported, err)
+		}
 		if err != nil {
 			return err
 		}

@@ -137,8 +137,14 @@ func (t *Token) generate(ctx context.Context, spec token.KeySpec) error {
 		return t.withLogin(ctx, func(s session) error { return s.generateEdwards(spec) })
 	}
 	return t.withContext(ctx, func(c *cryptoContext) error {
+		quirks, err := readQuirks(t.module.api)
+		if err != nil {
+			return err
+		}
 		public, private := attributeSet(publicTemplate(spec)), attributeSet(privateTemplate(spec))
-		var err error
+		if quirks.rsaDecrypts {
+			delete(private, p11.CKA_DECRYPT)
+		}
 		if bits := spec.Algorithm.RSABits(); bits != 0 {
 			_, err = c.GenerateRSAKeyPairWithAttributes(public, private, bits)
 			return err
@@ -154,21 +160,16 @@ func attributeSet(template []*p11.Attribute) crypto11.AttributeSet {
 	return set
 }
 
-// publicTemplate is the public half of every new key.
+// publicTemplate is the public half of every new key. It does not forbid to encrypt: anybody can with a
+// public key, and tpm2-pkcs11 takes CKA_ENCRYPT for the bit that lets the private half sign.
 func publicTemplate(spec token.KeySpec) []*p11.Attribute {
-	template := []*p11.Attribute{
+	return []*p11.Attribute{
 		p11.NewAttribute(p11.CKA_TOKEN, true),
 		p11.NewAttribute(p11.CKA_PRIVATE, false),
 		p11.NewAttribute(p11.CKA_ID, spec.ID),
 		p11.NewAttribute(p11.CKA_LABEL, spec.Label),
 		p11.NewAttribute(p11.CKA_VERIFY, true),
 	}
-	if spec.Algorithm.RSABits() != 0 {
-		template = append(template,
-			p11.NewAttribute(p11.CKA_ENCRYPT, false),
-			p11.NewAttribute(p11.CKA_WRAP, false))
-	}
-	return template
 }
 
 // privateTemplate is the private half of every new key: it signs and does nothing else.

@@ -24,6 +24,10 @@ func readMechanisms(api *p11.Ctx, slot uint) (mechanisms, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list mechanisms: %w", err)
 	}
+	quirks, err := readQuirks(api)
+	if err != nil {
+		return nil, err
+	}
 	found := mechanisms{}
 	for _, m := range offered {
 		switch m.Mechanism {
@@ -33,7 +37,7 @@ func readMechanisms(api *p11.Ctx, slot uint) (mechanisms, error) {
 			if err != nil {
 				return nil, fmt.Errorf("mechanism %#x: %w", m.Mechanism, err)
 			}
-			found[m.Mechanism] = info
+			found[m.Mechanism] = quirks.limit(m.Mechanism, info)
 		}
 	}
 	return found, nil

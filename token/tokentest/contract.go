@@ -30,6 +30,13 @@ type Driver struct {
 	// Lacks tells which signatures the token must refuse with token.ErrUnsupported,
 	// though others make them. Nil where it lacks none.
 	Lacks func(a token.Algorithm, opts crypto.SignerOpts) bool
+	// NoImport says that the token takes no keys from outside: Import must be token.ErrUnsupported.
+	NoImport bool
+	// OneKey says that a process can have one key of the token in use at a time, that it keeps a destroyed one until
+	// Close, and that it changes the PIN only without any. The contract makes a token for each key then.
+	OneKey bool
+	// VagueChange says that ChangePIN may answer a wrong old PIN with another error than token.ErrPINIncorrect.
+	VagueChange bool
 	// New makes a token that has no keys yet, and removes it when the test ends.
 	New func(t testing.TB) *Fixture
 }
@@ -65,6 +72,33 @@ func Run(t *testing.T, driver Driver) {
 // lacks tells whether the driver need not sign in this way.
 func (d Driver) lacks(a token.Algorithm, way signing) bool {
 	return d.Lacks != nil && d.Lacks(a, way.opts)
+}
+
+// fresh returns the fixture, or closes it and makes one without keys where the token bears no more than one.
+func (d Driver) fresh(t testing.TB, fixture *Fixture) *Fixture {
+	t.Helper()
+	if !d.OneKey {
+		return fixture
+	}
+	if err := fixture.Token.Close(); err != nil {
+		t.Fatalf("close: %v", err)
+	}
+	return openLoggedIn(t, d)
+}
+
+// some returns the algorithms among those that the token offers: one of them where it bears no more than one key.
+func (d Driver) some(t testing.TB, tok token.Token, among ...token.Algorithm) []token.Algorithm {
+	t.Helper()
+	var offered []token.Algorithm
+	for _, a := range among {
+		if contains(info(t, tok).Algorithms, a) {
+			offered = append(offered, a)
+		}
+	}
+	if d.OneKey && len(offered) > 1 {
+		offered = offered[:1]
+	}
+	return offered
 }
 
 // open makes a token, closed at the end of the test.

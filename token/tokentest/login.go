@@ -67,14 +67,23 @@ func testChangePIN(t *testing.T, driver Driver) {
 	ctx, tok := t.Context(), fixture.Token
 	next := []byte("another PIN 4711")
 	key := generate(t, tok, "a", quick(t, tok))
+	if driver.OneKey {
+		tok = reopen(t, fixture)
+		login(t, tok, fixture.PIN)
+		fixture.Token = tok
+	}
 
-	wantError(t, "wrong old PIN", tok.ChangePIN(ctx, wrongPIN(fixture.PIN), next), token.ErrPINIncorrect)
-	wantError(t, "short new PIN", tok.ChangePIN(ctx, fixture.PIN, []byte("1")), token.ErrPINInvalid)
+	if err := tok.ChangePIN(ctx, wrongPIN(fixture.PIN), next); err == nil || !driver.VagueChange && !errors.Is(err, token.ErrPINIncorrect) {
+		t.Errorf("wrong old PIN: %v", err)
+	}
+	wantError(t, "empty new PIN", tok.ChangePIN(ctx, fixture.PIN, nil), token.ErrPINInvalid)
 	if err := tok.ChangePIN(ctx, fixture.PIN, next); err != nil {
 		t.Fatalf("change PIN: %v", err)
 	}
-	if err := signOnce(ctx, key); err != nil {
-		t.Errorf("the login made with the old PIN is gone: %v", err)
+	if !driver.OneKey {
+		if err := signOnce(ctx, key); err != nil {
+			t.Errorf("the login made with the old PIN is gone: %v", err)
+		}
 	}
 	reopened := reopen(t, fixture)
 	wantError(t, "old PIN", reopened.Login(ctx, fixture.PIN), token.ErrPINIncorrect)
