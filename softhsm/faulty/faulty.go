@@ -1,9 +1,9 @@
 // Package faulty builds a PKCS#11 module that wraps SoftHSM's and misbehaves on
 // command, for tests of what a broken token does to a service.
 //
-// The module finds SoftHSM and its control file by paths that are compiled into
-// it: a process needs nothing but Module.Path in its configuration and
-// SOFTHSM2_CONF in its environment, as for SoftHSM itself.
+// The module knows where SoftHSM is, and has its control file beside it: a process
+// needs nothing but Module.Path in its configuration and SOFTHSM2_CONF in its
+// environment, as for SoftHSM itself.
 package faulty
 
 import (
@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"sync"
 	"testing"
 
 	"chancery/internal/testtool"
@@ -27,30 +28,52 @@ type Module struct {
 	Control string // path of its control file, which a process with the module should be able to write
 }
 
-// Build compiles a module of its own for the test, with the C compiler. Without
+// Build makes a module of its own for the test, with the C compiler. Without
 // one, or without SoftHSM, the test ends as testtool.Missing says.
 func Build(t testing.TB) Module {
 	t.Helper()
+	path := filepath.Join(t.TempDir(), "faulty.so")
+	m := Module{Path: path, Control: path + ".control"}
+	for path, data := range map[string][]byte{m.Path: compiled(t), m.Control: make([]byte, controlSize)} {
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return m
+}
+
+// library is what the compiler made of source in this process.
+var library struct {
+	sync.Mutex
+	data []byte
+}
+
+func compiled(t testing.TB) []byte {
+	t.Helper()
+	library.Lock()
+	defer library.Unlock()
+	if library.data != nil {
+		return library.data
+	}
 	compiler := testtool.Need(t, "cc")
 	wrapped, err := softhsm.FindModule()
 	if err != nil {
 		testtool.Missing(t, "SoftHSM")
 	}
 	dir := t.TempDir()
-	m := Module{Path: filepath.Join(dir, "faulty.so"), Control: filepath.Join(dir, "control")}
-	input := filepath.Join(dir, "faulty.c")
-	for path, data := range map[string][]byte{input: source, m.Control: make([]byte, controlSize)} {
-		if err := os.WriteFile(path, data, 0o600); err != nil {
-			t.Fatal(err)
-		}
+	input, output := filepath.Join(dir, "faulty.c"), filepath.Join(dir, "faulty.so")
+	if err := os.WriteFile(input, source, 0o600); err != nil {
+		t.Fatal(err)
 	}
 	command := exec.Command(compiler, "-std=gnu11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-fvisibility=hidden",
-		"-DREAL_MODULE="+strconv.Quote(wrapped), "-DCONTROL_FILE="+strconv.Quote(m.Control),
-		"-o", m.Path, input, "-ldl", "-lpthread")
+		"-DREAL_MODULE="+strconv.Quote(wrapped), "-o", output, input, "-ldl", "-lpthread")
 	if out, err := command.CombinedOutput(); err != nil {
 		t.Fatalf("cc: %v\n%s", err, out)
 	}
-	return m
+	if library.data, err = os.ReadFile(output); err != nil {
+		t.Fatal(err)
+	}
+	return library.data
 }
 
 // Set has the module misbehave from the next call on, instead of whatever it

@@ -1,9 +1,9 @@
 /*
  * A PKCS#11 module for tests: it passes every call on to a real module and misbehaves as a control file says.
  *
- * REAL_MODULE and CONTROL_FILE, both absolute paths, are given to the compiler. The control file is mapped, so that a
- * call costs a few reads of memory more, and counts outlive a process that was made to crash. Its layout is that of
- * struct control, which control.go writes.
+ * REAL_MODULE, an absolute path, is given to the compiler. The control file is beside this module, with ".control"
+ * after its name. It is mapped, so that a call costs a few reads of memory more, and counts outlive a process that was
+ * made to crash. Its layout is that of struct control, which control.go writes.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -11,6 +11,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -243,10 +244,15 @@ static CK_RV sign(CK_SESSION_HANDLE session, CK_BYTE *data, CK_ULONG length, CK_
 }
 
 static int map_control(void) {
-	int file = open(CONTROL_FILE, O_RDWR | O_CLOEXEC);
+	static char path[4096];
+	Dl_info self;
+	if (!dladdr((void *)map_control, &self) ||
+	    snprintf(path, sizeof path, "%s.control", self.dli_fname) >= (int)sizeof path)
+		return 0;
+	int file = open(path, O_RDWR | O_CLOEXEC);
 	writable = file >= 0;
 	if (!writable)
-		file = open(CONTROL_FILE, O_RDONLY | O_CLOEXEC);
+		file = open(path, O_RDONLY | O_CLOEXEC);
 	if (file < 0)
 		return 0;
 	void *mapped = mmap(NULL, sizeof *control, writable ? PROT_READ | PROT_WRITE : PROT_READ, MAP_SHARED, file, 0);
