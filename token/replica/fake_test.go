@@ -29,6 +29,7 @@ type hsm struct {
 	hangs    chan struct{} // not nil: calls wait until it is closed
 	fails    error         // what a signature fails with
 	panics   bool
+	hides    bool // its public halves from who is not logged in
 	// afterChange is called, with mu held, once the PIN was changed.
 	afterChange func()
 	session     *opened // the latest
@@ -147,6 +148,9 @@ func (o *opened) Keys(context.Context) ([]token.KeyInfo, error) {
 	}
 	o.hsm.mu.Lock()
 	defer o.hsm.mu.Unlock()
+	if o.hsm.hides && !o.in {
+		return nil, token.ErrLoginRequired
+	}
 	var all []token.KeyInfo
 	for id, k := range o.hsm.keys {
 		all = append(all, token.KeyInfo{ID: []byte(id), Algorithm: token.P256, Public: &k.PublicKey})
@@ -297,7 +301,9 @@ func (h *hsm) release() {
 // quickly makes the times short.
 func quickly(cfg replica.Config) replica.Config {
 	cfg.Serial = "0042"
-	cfg.SignTimeout = 200 * time.Millisecond
+	if cfg.SignTimeout == 0 {
+		cfg.SignTimeout = 200 * time.Millisecond
+	}
 	cfg.ProbeEvery = 20 * time.Millisecond
 	if cfg.CallTimeout == 0 {
 		cfg.CallTimeout = 5 * time.Second

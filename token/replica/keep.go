@@ -9,7 +9,6 @@ import (
 	"slices"
 	"time"
 
-	"chancery/internal/confine"
 	"chancery/token"
 )
 
@@ -90,9 +89,9 @@ func (t *Token) takeBack(m *member) error {
 	}
 	for {
 		t.mu.Lock()
-		epoch, pin := t.epoch, t.pin
+		epoch, loggedIn := t.epoch, t.pin != nil
 		t.mu.Unlock()
-		maxSessions, err := t.prepare(m, open, pin)
+		maxSessions, err := t.prepare(m, open, loggedIn)
 		if err != nil {
 			return err
 		}
@@ -115,7 +114,7 @@ func (t *Token) admit(m *member, epoch uint64, maxSessions int) bool {
 	again := m.state != StateOpening
 	t.enter(m, StateHealthy, nil)
 	m.generation++
-	m.maxSessions, m.strikes, m.signed = maxSessions, 0, false
+	m.maxSessions, m.strikes, m.good, m.signed = maxSessions, 0, time.Now(), false
 	t.wake()
 	if again {
 		t.cfg.Log.Info("a member of the token is taken back", "serial", t.cfg.Serial, "member", m.name)
@@ -184,14 +183,14 @@ func (t *Token) opened(ctx context.Context, m *member, open token.Token) error {
 }
 
 // prepare logs the member in or out as the whole token is, and has it prove itself.
-func (t *Token) prepare(m *member, open token.Token, pin *confine.Secret) (maxSessions int, err error) {
+func (t *Token) prepare(m *member, open token.Token, loggedIn bool) (maxSessions int, err error) {
 	info, err := visitMember(t, m, func(ctx context.Context) (token.Info, error) { return open.Info(ctx) })
 	if err != nil {
 		return 0, fmt.Errorf("info: %w", err)
 	}
-	if pin != nil {
-		if err := t.logBackIn(m, open, pin); err != nil {
-			return 0, err
+	if loggedIn {
+		if err := t.alone(t.ctx, func() error { return t.logBackIn(m, open) }); err != nil {
+			return 0, fmt.Errorf("login: %w", err)
 		}
 		return info.MaxSessions, t.prove(m, open)
 	}
@@ -201,7 +200,14 @@ func (t *Token) prepare(m *member, open token.Token, pin *confine.Secret) (maxSe
 	return info.MaxSessions, err
 }
 
-func (t *Token) logBackIn(m *member, open token.Token, pin *confine.Secret) error {
+// logBackIn sends the kept PIN. It runs alone: while the PIN is changed nobody knows which one the member has.
+func (t *Token) logBackIn(m *member, open token.Token) error {
+	t.mu.Lock()
+	pin := t.pin
+	t.mu.Unlock()
+	if pin == nil {
+		return token.ErrLoginRequired // the login has ended meanwhile; the next attempt knows
+	}
 	if err := t.mayVisit(m); err != nil {
 		return err
 	}
@@ -211,10 +217,7 @@ func (t *Token) logBackIn(m *member, open token.Token, pin *confine.Secret) erro
 		defer t.mu.Unlock()
 		t.bar(m, err)
 	}
-	if err != nil {
-		return fmt.Errorf("login: %w", err)
-	}
-	return nil
+	return err
 }
 
 // prove compares all known keys and has one sign a canary.
@@ -267,7 +270,8 @@ func (t *Token) canary(m *member, open token.Token, k *key) error {
 // probe looks at a member in order that has made no signature since the last look, and again for keys that it lacked.
 func (t *Token) probe(m *member) {
 	t.mu.Lock()
-	open, epoch, in, signed := m.token, t.epoch, t.pin != nil, m.signed
+	v := visit{m, m.token, m.generation, t.epoch}
+	loggedIn, signed := t.pin != nil, m.signed
 	m.signed = false
 	for k, held := range m.held {
 		m.held[k] = held.again()
@@ -275,10 +279,10 @@ func (t *Token) probe(m *member) {
 	t.mu.Unlock()
 	var err error
 	switch {
-	case !in:
-		_, err = visitMember(t, m, func(ctx context.Context) (token.Info, error) { return open.Info(ctx) })
+	case !loggedIn:
+		_, err = visitMember(t, m, func(ctx context.Context) (token.Info, error) { return v.open.Info(ctx) })
 	case !signed:
-		err = t.prove(m, open)
+		err = t.prove(m, v.open)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -286,8 +290,8 @@ func (t *Token) probe(m *member) {
 		m.attempts = 0
 		return
 	}
-	if epoch == t.epoch && t.ctx.Err() == nil && !errors.Is(err, token.ErrBusy) {
-		t.leaveOut(m, fmt.Errorf("probe: %w", err))
+	if v.epoch == t.epoch && !t.closed && !errors.Is(err, token.ErrBusy) {
+		t.blame(v, fmt.Errorf("probe: %w", err))
 	}
 }
 

@@ -87,7 +87,7 @@ func (k *key) at(ctx context.Context, m *member, open token.Token) (token.Key, e
 	return own, nil
 }
 
-// lacksKey tells whether the member is in order and only this key is not.
+// lacksKey tells whether the member is in order and only this key, or this way to use it, is not.
 func lacksKey(err error) bool {
 	return errors.Is(err, token.ErrNoKey) || errors.Is(err, token.ErrMismatch) || errors.Is(err, token.ErrUnsupported)
 }

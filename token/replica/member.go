@@ -21,7 +21,9 @@ const (
 	StateBarred  State = "barred"   // rejected the PIN that others took: a person has to see to it, and open the token anew
 )
 
-// maxStrikes is how many times in a row a member may be busy past its time before it is left out.
+// maxStrikes is how many times in a row a member may be busy past its time before it is left out, provided that
+// it has done nothing well for as long as Config.SignTimeout: under a burst of requests all those at the end
+// of the line fail in a row, and the member is none the worse for it.
 const maxStrikes = 3
 
 var (
@@ -47,7 +49,8 @@ type member struct {
 	inFlight    int
 	behind      int // calls past their time that have not returned
 	strikes     int
-	signed      bool // since the keeper's latest look
+	good        time.Time // when it last did something well
+	signed      bool      // since the keeper's latest look
 
 	attempts  int       // to take it back, since it was last seen in order
 	notBefore time.Time // of the next attempt

@@ -165,6 +165,25 @@ func TestErrorsOfTheRequest(t *testing.T) {
 	p.mustSign(t, 4)
 }
 
+// TestBurst has members that have just signed be busy many times in a row.
+func TestBurst(t *testing.T) {
+	p := newGroup(t, replica.Config{SignTimeout: time.Minute}, 2)
+	p.mustSign(t, 2)
+	for _, h := range p.hsms {
+		h.set(func(h *hsm) { h.fails = token.ErrBusy })
+	}
+	for range 10 {
+		wantError(t, "sign", sign(t.Context(), p.key), token.ErrBusy)
+	}
+	for i, h := range p.hsms {
+		if status := p.Members()[i]; status.State != replica.StateHealthy {
+			t.Errorf("%+v", status)
+		}
+		h.set(func(h *hsm) { h.fails = nil })
+	}
+	p.mustSign(t, 2)
+}
+
 // TestDifferentKey has a member with another key pair under the same identifier.
 func TestDifferentKey(t *testing.T) {
 	keys := newKeys(t, "a", "b")
@@ -332,59 +351,116 @@ func TestLogout(t *testing.T) {
 	p.mustSign(t, 4)
 }
 
-func TestChangePIN(t *testing.T) {
-	next := []byte("next PIN")
-	pins := func(p *pair) (all []string) {
-		for _, h := range p.hsms {
-			all = append(all, get(h, func(h *hsm) string { return h.pin }))
-		}
-		return all
+// TestHiddenObjects has members that list no keys without login.
+func TestHiddenObjects(t *testing.T) {
+	p := newPair(t)
+	for _, h := range p.hsms {
+		h.set(func(h *hsm) { h.hides = true })
 	}
-	t.Run("all", func(t *testing.T) {
-		p := newGroup(t, replica.Config{}, 3)
-		if err := p.ChangePIN(t.Context(), pin, next); err != nil {
-			t.Fatal(err)
+	if keys, err := p.Keys(t.Context()); err != nil || len(keys) != 2 {
+		t.Errorf("%v, %v", keys, err)
+	}
+	if err := p.Logout(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	_, err := p.Keys(t.Context())
+	wantError(t, "without login", err, token.ErrLoginRequired)
+	for _, status := range p.Members() {
+		if status.State != replica.StateHealthy {
+			t.Errorf("%+v", status)
 		}
-		p.hsms[2].set(func(h *hsm) { h.session.closed = true })
-		eventually(t, "logged in anew", func() bool {
-			return get(p.hsms[2], func(h *hsm) bool { return h.opens == 2 && h.session.in })
-		})
-		if sent := get(p.hsms[2], func(h *hsm) []string { return h.logins }); sent[len(sent)-1] != string(next) {
-			t.Errorf("logged in anew with %q", sent)
+	}
+}
+
+var next = []byte("next PIN")
+
+func TestChangePIN(t *testing.T) {
+	p := newGroup(t, replica.Config{}, 3)
+	if err := p.ChangePIN(t.Context(), pin, next); err != nil {
+		t.Fatal(err)
+	}
+	p.hsms[2].set(func(h *hsm) { h.session.closed = true })
+	eventually(t, "logged in anew", func() bool {
+		return get(p.hsms[2], func(h *hsm) bool { return h.opens == 2 && h.session.in })
+	})
+	if sent := get(p.hsms[2], func(h *hsm) []string { return h.logins }); sent[len(sent)-1] != string(next) {
+		t.Errorf("logged in anew with %q", sent)
+	}
+}
+
+func TestChangePINWhileMemberIsLost(t *testing.T) {
+	p := newPair(t)
+	p.hsms[0].set(func(h *hsm) { h.afterChange = func() { h.session.closed = true } })
+	p.hsms[1].set(func(h *hsm) { h.afterChange = func() { time.Sleep(200 * time.Millisecond) } })
+	if err := p.ChangePIN(t.Context(), pin, next); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "logged in anew", func() bool { return get(p.hsms[0], func(h *hsm) bool { return h.opens == 2 && h.session.in }) })
+	if get(p.hsms[0], func(h *hsm) bool { return h.state.CountLow }) {
+		t.Error("the old PIN was sent after the change")
+	}
+}
+
+func TestChangePINNeedsAll(t *testing.T) {
+	p := newGroup(t, replica.Config{}, 3)
+	p.hsms[2].set(func(h *hsm) { h.absent = true })
+	p.await(t, 2, replica.StateLeftOut)
+	wantError(t, "change", p.ChangePIN(t.Context(), pin, next), token.ErrTokenAbsent)
+	if got := p.pins(); slices.Contains(got, string(next)) {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestChangePINFails(t *testing.T) {
+	p := newGroup(t, replica.Config{}, 3)
+	p.hsms[1].set(func(h *hsm) { h.pin = "changed behind our back" })
+	err := p.ChangePIN(t.Context(), pin, next)
+	wantError(t, "change", err, token.ErrPINIncorrect)
+	if got := p.pins(); got[0] != string(pin) || got[2] != string(pin) || !strings.Contains(err.Error(), `"B"`) {
+		t.Errorf("%q: %v", got, err)
+	}
+}
+
+func TestChangePINNotUndone(t *testing.T) {
+	p := newGroup(t, replica.Config{}, 3)
+	p.hsms[0].set(func(h *hsm) { h.afterChange = func() { p.hsms[0].absent = true } })
+	p.hsms[1].set(func(h *hsm) { h.pin = "changed behind our back" })
+	err := p.ChangePIN(t.Context(), pin, next)
+	wantError(t, "change", err, token.ErrPINIncorrect)
+	if !strings.Contains(err.Error(), `member "A" kept the new PIN`) {
+		t.Error(err)
+	}
+}
+
+func TestChangePINHangs(t *testing.T) {
+	p := newGroup(t, replica.Config{CallTimeout: 200 * time.Millisecond}, 3)
+	p.hsms[0].set(func(h *hsm) {
+		h.afterChange = func() {
+			p.hsms[1].set(func(h *hsm) {
+				if h.hangs == nil {
+					h.hangs = make(chan struct{})
+				}
+			})
 		}
 	})
-	t.Run("one is not in order", func(t *testing.T) {
-		p := newGroup(t, replica.Config{}, 3)
-		p.hsms[2].set(func(h *hsm) { h.absent = true })
-		p.await(t, 2, replica.StateLeftOut)
-		wantError(t, "change", p.ChangePIN(t.Context(), pin, next), token.ErrTokenAbsent)
-		if got := pins(p); slices.Contains(got, string(next)) {
-			t.Errorf("%q", got)
-		}
-	})
-	t.Run("one fails in between", func(t *testing.T) {
-		p := newGroup(t, replica.Config{}, 3)
-		p.hsms[1].set(func(h *hsm) { h.pin = "changed behind our back" })
-		err := p.ChangePIN(t.Context(), pin, next)
-		wantError(t, "change", err, token.ErrPINIncorrect)
-		if got := pins(p); got[0] != string(pin) || got[2] != string(pin) || !strings.Contains(err.Error(), `"B"`) {
-			t.Errorf("%q: %v", got, err)
-		}
-	})
-	t.Run("one cannot be changed back", func(t *testing.T) {
-		p := newGroup(t, replica.Config{}, 3)
-		p.hsms[0].set(func(h *hsm) { h.afterChange = func() { p.hsms[0].absent = true } })
-		p.hsms[1].set(func(h *hsm) { h.pin = "changed behind our back" })
-		err := p.ChangePIN(t.Context(), pin, next)
-		wantError(t, "change", err, token.ErrPINIncorrect)
-		if !strings.Contains(err.Error(), `member "A" kept the new PIN`) {
-			t.Error(err)
-		}
-	})
-	t.Run("wrong old PIN", func(t *testing.T) {
-		p := newPair(t)
-		wantError(t, "change", p.ChangePIN(t.Context(), []byte("wrong"), next), token.ErrPINIncorrect)
-	})
+	err := p.ChangePIN(t.Context(), pin, next)
+	p.hsms[0].set(func(h *hsm) { h.afterChange = nil })
+	if got := get(p.hsms[0], func(h *hsm) string { return h.pin }); got != string(pin) || err == nil || !strings.Contains(err.Error(), "may have the old PIN or the new one") {
+		t.Errorf("%q, %v", got, err)
+	}
+}
+
+func TestChangePINWrongOld(t *testing.T) {
+	p := newPair(t)
+	wantError(t, "change", p.ChangePIN(t.Context(), []byte("wrong"), next), token.ErrPINIncorrect)
+}
+
+// pins are what the members have now.
+func (p *pair) pins() (all []string) {
+	for _, h := range p.hsms {
+		all = append(all, get(h, func(h *hsm) string { return h.pin }))
+	}
+	return all
 }
 
 func TestOpenRefuses(t *testing.T) {

@@ -26,10 +26,12 @@ type attempts struct {
 	last  error // of the latest member
 }
 
-// visit is one member, as often as it is taken back.
+// visit is one call to a member, and what held when it began.
 type visit struct {
 	member     *member
-	generation uint64
+	open       token.Token
+	generation uint64 // a member that was taken back since may be asked again
+	epoch      uint64
 }
 
 // try asks one member in order after the other until one answers. What says more of the request than of the
@@ -41,46 +43,46 @@ func try[T any](ctx context.Context, t *Token, o operation, f func(ctx context.C
 	}
 	a := attempts{operation: o, until: time.Now().Add(t.cfg.AwaitMember)}
 	for {
-		m, open, epoch, err := t.await(ctx, &a)
+		v, err := t.await(ctx, &a)
 		if err != nil {
 			return none, t.failed(o.what, err)
 		}
-		value, err := call(ctx, t, m, o.limit, func(ctx context.Context) (T, error) { return f(ctx, m, open) })
+		value, err := call(ctx, t, v.member, o.limit, func(ctx context.Context) (T, error) { return f(ctx, v.member, v.open) })
 		if err == nil {
-			t.succeeded(m, &o)
+			t.succeeded(v.member, &o)
 			return value, nil
 		}
-		if a.last, err = t.judge(ctx, m, epoch, err); err != nil {
+		if a.last, err = t.judge(ctx, v, err); err != nil {
 			return none, t.failed(o.what, err)
 		}
 	}
 }
 
 // await chooses the next member to ask, and counts the call. It waits when there is none in order.
-func (t *Token) await(ctx context.Context, a *attempts) (*member, token.Token, uint64, error) {
+func (t *Token) await(ctx context.Context, a *attempts) (visit, error) {
 	var timer *time.Timer
 	for {
 		if err := ctx.Err(); err != nil {
-			return nil, nil, 0, err
+			return visit{}, err
 		}
 		t.mu.Lock()
 		if err := t.refusal(a); err != nil {
 			t.mu.Unlock()
-			return nil, nil, 0, err
+			return visit{}, err
 		}
 		c := t.choose(a)
 		late := !time.Now().Before(a.until)
 		if c.best != nil && (!late || a.last == nil) {
-			m, open, epoch := c.best, c.best.token, t.epoch
-			a.asked = append(a.asked, visit{m, m.generation})
-			m.inFlight++
+			v := visit{c.best, c.best.token, c.best.generation, t.epoch}
+			a.asked = append(a.asked, v)
+			v.member.inFlight++
 			t.mu.Unlock()
-			return m, open, epoch, nil
+			return v, nil
 		}
 		changed := t.changed
 		t.mu.Unlock()
 		if late || c.asked || !c.mayReturn {
-			return nil, nil, 0, a.exhausted(c)
+			return visit{}, a.exhausted(c)
 		}
 		if timer == nil {
 			timer = time.NewTimer(time.Until(a.until))
@@ -158,37 +160,49 @@ func (a *attempts) has(m *member) bool {
 
 // judge decides what a member's error means. It returns the error to remember while the next member is asked, or
 // else the one that ends the operation.
-func (t *Token) judge(ctx context.Context, m *member, epoch uint64, err error) (remember, end error) {
+func (t *Token) judge(ctx context.Context, v visit, err error) (remember, end error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	named := fmt.Errorf("member %q: %w", m.name, err)
+	named := fmt.Errorf("member %q: %w", v.member.name, err)
 	switch {
 	case t.closed:
 		return nil, token.ErrClosed
 	case ctx.Err() != nil:
 		return nil, ctx.Err() // if the call hangs, the watch over it leaves the member out
-	case errors.Is(err, token.ErrLoginRequired) && epoch != t.epoch:
-		return nil, token.ErrLoginRequired // the login has changed under the operation
-	case errors.Is(err, token.ErrNoKey), errors.Is(err, token.ErrMismatch), errors.Is(err, token.ErrUnsupported):
+	case errors.Is(err, token.ErrLoginRequired) && (t.pin == nil || v.epoch != t.epoch):
+		return nil, token.ErrLoginRequired // nobody is logged in, or the login has changed under the operation
+	case lacksKey(err):
 		return named, nil
 	case errors.Is(err, token.ErrBusy), errors.Is(err, context.DeadlineExceeded):
-		m.strikes++
-		if m.strikes >= maxStrikes {
-			t.leaveOut(m, err)
-		}
+		t.strike(v, err)
 		return fmt.Errorf("%w: %w", token.ErrBusy, named), nil
 	}
-	t.leaveOut(m, err)
+	t.blame(v, err)
 	if !errors.Is(err, token.ErrTokenAbsent) {
 		// A lost login and a closed member are the member's, and not to be told of the whole.
-		named = fmt.Errorf("%w: member %q: %v", token.ErrTokenAbsent, m.name, err)
+		named = fmt.Errorf("%w: member %q: %v", token.ErrTokenAbsent, v.member.name, err)
 	}
 	return named, nil
+}
+
+// blame leaves the member out, unless it has been taken back since. The caller holds mu.
+func (t *Token) blame(v visit, err error) {
+	if v.member.generation == v.generation {
+		t.leaveOut(v.member, err)
+	}
+}
+
+// strike counts that the member was busy past its time. The caller holds mu.
+func (t *Token) strike(v visit, err error) {
+	v.member.strikes++
+	if v.member.strikes >= maxStrikes && time.Since(v.member.good) > t.cfg.SignTimeout {
+		t.blame(v, err)
+	}
 }
 
 func (t *Token) succeeded(m *member, o *operation) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	m.strikes = 0
+	m.strikes, m.good = 0, time.Now()
 	m.signed = m.signed || o.key != nil
 }
