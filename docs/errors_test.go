@@ -109,6 +109,7 @@ func sourceCodes(t *testing.T) codes {
 	}
 	everybody := slices.Collect(maps.Values(programs))
 	(&reader{t: t, found: found, named: named, exits: exits, programs: everybody}).read("internal/cli")
+	(&reader{t: t, found: found, named: named, exits: exits, programs: []string{"server", "bridge"}}).read("internal/listen")
 	for _, code := range wire.Codes() {
 		found.add(string(code), cli.ExitCode(code.Exit()), "client")
 	}

@@ -11,6 +11,7 @@ import (
 
 	"chancery/internal/certfile"
 	"chancery/internal/cli"
+	"chancery/internal/listen"
 	"chancery/internal/notify"
 	"chancery/internal/observe"
 	"chancery/tunnel"
@@ -37,7 +38,7 @@ func (o observeConfig) listen() (net.Listener, error) {
 	}
 	listener, err := observe.Listen(o.Listen, o.UnsafeAnyAddress)
 	if err != nil {
-		return nil, cli.CannotListen("metrics and health", o.Listen, "observe.listen", err)
+		return nil, listen.Failed("metrics and health", o.Listen, "observe.listen", err)
 	}
 	return listener, nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"chancery/internal/certfile"
 	"chancery/internal/cli"
+	"chancery/internal/listen"
 	"chancery/tunnel/bridge"
 )
 
@@ -42,11 +43,11 @@ func (c *config) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	clients, err := listen("clients", c.Listen.Clients)
+	clients, err := listenFor("clients", c.Listen.Clients)
 	if err != nil {
 		return err
 	}
-	servers, err := listen("servers", c.Listen.Servers)
+	servers, err := listenFor("servers", c.Listen.Servers)
 	if err != nil {
 		return errors.Join(err, clients.Close())
 	}
@@ -86,10 +87,10 @@ func reloadOnHangup(ctx context.Context, certificates *certfile.Live, b *bridge.
 	}()
 }
 
-func listen(what, address string) (net.Listener, error) {
+func listenFor(what, address string) (net.Listener, error) {
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
-		return nil, cli.CannotListen(what, address, "listen."+what, err)
+		return nil, listen.Failed(what, address, "listen."+what, err)
 	}
 	return listener, nil
 }

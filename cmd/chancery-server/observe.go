@@ -9,6 +9,7 @@ import (
 
 	"chancery/internal/canary"
 	"chancery/internal/cli"
+	"chancery/internal/listen"
 	"chancery/internal/observe"
 	"chancery/signer"
 )
@@ -55,7 +56,7 @@ func (o *observeConfig) listen() (net.Listener, error) {
 	}
 	listener, err := observe.Listen(o.Listen, o.UnsafeAnyAddress)
 	if err != nil {
-		return nil, cli.CannotListen("metrics and health", o.Listen, "observe.listen", err)
+		return nil, listen.Failed("metrics and health", o.Listen, "observe.listen", err)
 	}
 	return listener, nil
 }

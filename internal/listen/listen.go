@@ -1,16 +1,18 @@
-package cli
+// Package listen tells why a server cannot listen, the same way in each program that does.
+package listen
 
 import (
 	"errors"
 	"fmt"
 	"syscall"
+
+	"chancery/internal/cli"
 )
 
-// CannotListen returns the error of a program that cannot listen on an address: for what, and by which key of its
-// configuration.
-func CannotListen(what, address, key string, cause error) *Error {
-	told := &Error{
-		Exit: ExitFailed, Code: "listen_failed", Cause: cause,
+// Failed returns the error of a program that cannot listen on an address: for what, and by which key of its configuration.
+func Failed(what, address, key string, cause error) *cli.Error {
+	told := &cli.Error{
+		Exit: cli.ExitFailed, Code: "listen_failed", Cause: cause,
 		Message: fmt.Sprintf("cannot listen for %s on %s: %s", what, address, cause),
 		Hint:    "check " + key + " in the configuration",
 	}
