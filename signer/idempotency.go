@@ -26,6 +26,7 @@ func (t *session) once(ctx context.Context, body wire.RequestBody, sign func(con
 		}
 		known, first, err := t.server.repetitions.begin(t.userID, key, fingerprint(opened, body))
 		if err != nil {
+			t.server.observeRepetition(RepetitionConflict)
 			return nil, err
 		}
 		if first {
@@ -59,8 +60,30 @@ func (t *session) release(r *repetition, body wire.RequestBody) (wire.ResponseBo
 	if _, err := t.authorise(keyOf(body), time.Now()); err != nil {
 		return nil, err
 	}
+	t.server.observeRepetition(RepetitionAnswered)
 	t.log.Debug("answered a repetition", "key", keyOf(body), "idempotency_key", r.name.key.String())
 	return r.reply, nil
+}
+
+// Repetition says what became of a request under an idempotency key that was known.
+type Repetition string
+
+// What became of it.
+const (
+	RepetitionAnswered Repetition = "answered" // with the signatures of the first
+	RepetitionConflict Repetition = "conflict" // the key was another request's
+)
+
+// RepetitionObserver is an Observer that is told of repetitions as well.
+type RepetitionObserver interface {
+	// Repeated reports a repetition when its answer is ready.
+	Repeated(what Repetition)
+}
+
+func (s *Server) observeRepetition(what Repetition) {
+	if o, ok := s.cfg.Observer.(RepetitionObserver); ok {
+		o.Repeated(what)
+	}
 }
 
 // allowance is how long a request may take, and what its context says when that is over.

@@ -25,6 +25,7 @@ type metrics struct {
 	derivation   prometheus.Histogram
 	derivingWait prometheus.Histogram
 	refused      *prometheus.CounterVec
+	repetitions  *prometheus.CounterVec
 	append       prometheus.Histogram
 	batch        prometheus.Histogram
 	batchRecords prometheus.Histogram
@@ -85,6 +86,7 @@ func newMetrics() *metrics {
 		derivation:   seconds("chancery_server_derivation_seconds", "What one passphrase's Argon2id took."),
 		derivingWait: seconds("chancery_server_derivation_wait_seconds", "How long passphrases waited for a place among those being derived."),
 		refused:      counters("chancery_server_sessions_refused_total", "Sessions that were closed without being served.", "reason"),
+		repetitions:  counters("chancery_server_repetitions_total", "Requests under an idempotency key that was known.", "outcome"),
 		append:       seconds("chancery_server_audit_append_seconds", "From handing a record to the audit log until it was durable."),
 		batch:        seconds("chancery_server_audit_batch_seconds", "What writing one batch and making it durable took."),
 		batchRecords: prometheus.NewHistogram(prometheus.HistogramOpts{
@@ -142,6 +144,9 @@ func (m *metrics) Derived(waited, took time.Duration) {
 // Refused implements signer.Observer.
 func (m *metrics) Refused(reason signer.Refusal) { m.refused.WithLabelValues(string(reason)).Inc() }
 
+// Repeated implements signer.RepetitionObserver.
+func (m *metrics) Repeated(what signer.Repetition) { m.repetitions.WithLabelValues(string(what)).Inc() }
+
 // committed is for audit.Config.
 func (m *metrics) committed(records int, took time.Duration, err error) {
 	if err != nil {
@@ -191,7 +196,7 @@ type state struct {
 func (m *metrics) registry(take func() state) *prometheus.Registry {
 	version, commit, toolchain := cli.Built()
 	registry := observe.NewRegistry(observe.Build{Program: program, Version: version, Commit: commit, Go: toolchain})
-	registry.MustRegister(m.requests, m.answered, m.signatures, m.inToken, m.derivation, m.derivingWait, m.refused,
+	registry.MustRegister(m.requests, m.answered, m.signatures, m.inToken, m.derivation, m.derivingWait, m.refused, m.repetitions,
 		m.append, m.batch, m.batchRecords, m.auditFailed, m.canaries, m.canaryTook)
 	s := observe.NewSnapshot(take)
 	addWork(s)

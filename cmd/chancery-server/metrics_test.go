@@ -26,6 +26,7 @@ func sampled() *metrics {
 	m.Signed(token.RSA2048, wire.SchemePSS, time.Second, errors.New("gone"))
 	m.Derived(0, time.Second)
 	m.Refused(signer.RefusedUnknownUser)
+	m.Repeated(signer.RepetitionAnswered)
 	m.append.Observe(1)
 	m.committed(3, time.Millisecond, nil)
 	m.committed(3, time.Millisecond, errors.New("full"))
@@ -59,6 +60,9 @@ chancery_server_audit_failures_total 1
 chancery_server_legs{state="connecting"} 0
 chancery_server_legs{state="handshaking"} 0
 chancery_server_legs{state="waiting"} 7
+# HELP chancery_server_repetitions_total Requests under an idempotency key that was known.
+# TYPE chancery_server_repetitions_total counter
+chancery_server_repetitions_total{outcome="answered"} 1
 # HELP chancery_server_requests_total Requests by kind and the code of the answer.
 # TYPE chancery_server_requests_total counter
 chancery_server_requests_total{code="ok",kind="sign"} 1
