@@ -36,8 +36,6 @@ func TestContract(t *testing.T) {
 	tokentest.Run(t, driver)
 }
 
-func BenchmarkSign(b *testing.B) { tokentest.BenchmarkSign(b, driver) }
-
 // newToken makes a token on a TPM.
 func newToken(t testing.TB, made *swtpm.TPM) tpm.Config {
 	t.Helper()
