@@ -185,12 +185,10 @@ func (k *fakeKey) Sign(_ context.Context, digest []byte, options crypto.SignerOp
 	corrupt := false
 	f.mu.Lock()
 	switch command {
-	case "lose", "lose4":
+	case "lose":
 		if !f.onced {
 			f.onced, f.loggedIn = true, false
 		}
-	case "found":
-		f.onced = false
 	case "once":
 		corrupt = !f.onced
 		f.onced = true
@@ -204,6 +202,7 @@ func (k *fakeKey) Sign(_ context.Context, digest []byte, options crypto.SignerOp
 		panic("as commanded")
 	case "abort":
 		_ = syscall.Kill(syscall.Getpid(), syscall.SIGABRT)
+		select {}
 	case "slow":
 		time.Sleep(30 * time.Millisecond)
 	case "corrupt":

@@ -164,10 +164,10 @@ func isLoggedIn(t testing.TB, h Handler) bool {
 func TestUnlocksAndLocksAtOnce(t *testing.T) {
 	onBoth(t, fakeConfig{Login: time.Millisecond}, func(t *testing.T, h Handler, home home) {
 		var all sync.WaitGroup
-		for i := range 6 {
+		for i := range 4 {
 			u := home.unlocking(t, 0, byte(i))
 			all.Go(func() {
-				for n := range 5 {
+				for n := range 3 {
 					capability, err := h.Unlock(context.Background(), u, notebookOf(u))
 					if err != nil {
 						t.Errorf("unlock: %v", err)

@@ -76,11 +76,11 @@ func Start(ctx context.Context, cfg Config) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("worker: %w", err)
 	}
-	defer far.Close()
 	command, err := cfg.command(far)
 	if err == nil {
 		err = command.Start()
 	}
+	far.Close() // or else the end of the process would not be that of the link
 	if err != nil {
 		near.Close()
 		return nil, fmt.Errorf("worker: start the token's process: %w", err)
