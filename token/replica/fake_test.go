@@ -302,7 +302,7 @@ func (h *hsm) release() {
 func quickly(cfg replica.Config) replica.Config {
 	cfg.Serial = "0042"
 	if cfg.SignTimeout == 0 {
-		cfg.SignTimeout = 200 * time.Millisecond
+		cfg.SignTimeout = time.Second
 	}
 	cfg.ProbeEvery = 20 * time.Millisecond
 	if cfg.CallTimeout == 0 {

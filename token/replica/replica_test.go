@@ -433,7 +433,7 @@ func TestChangePINNotUndone(t *testing.T) {
 }
 
 func TestChangePINHangs(t *testing.T) {
-	p := newGroup(t, replica.Config{CallTimeout: 200 * time.Millisecond}, 3)
+	p := newGroup(t, replica.Config{CallTimeout: time.Second}, 3)
 	p.hsms[0].set(func(h *hsm) {
 		h.afterChange = func() {
 			p.hsms[1].set(func(h *hsm) {
@@ -487,7 +487,7 @@ func TestOpenWithHungMember(t *testing.T) {
 	keys := newKeys(t, "a")
 	good, hung := newHSM(keys), newHSM(keys)
 	hung.hangs = make(chan struct{})
-	p := &pair{Token: openFakes(t, replica.Config{CallTimeout: 200 * time.Millisecond}, good, hung), hsms: []*hsm{good, hung}}
+	p := &pair{Token: openFakes(t, replica.Config{CallTimeout: time.Second}, good, hung), hsms: []*hsm{good, hung}}
 	if err := p.Login(t.Context(), pin); err != nil {
 		t.Fatal(err)
 	}
