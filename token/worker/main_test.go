@@ -30,6 +30,8 @@ func TestMain(m *testing.M) {
 		os.Exit(beWorker())
 	case "parent":
 		os.Exit(beParent())
+	case "echo":
+		os.Exit(beEcho())
 	}
 	fmt.Fprintln(os.Stderr, "no such role")
 	os.Exit(2)
