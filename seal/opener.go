@@ -45,8 +45,17 @@ func NewOpener(cfg Config) *Opener {
 // Required tells whether a database without a seal is to be refused.
 func (o *Opener) Required() bool { return o.cfg.Required }
 
-// OpenSeal tries the seals, those that cost least first, until one opens. Error: users.ErrSealClosed, with why each did not.
+// OpenSeal is OpenKey for a users.SealStore.
 func (o *Opener) OpenSeal(ctx context.Context, state users.SealState) (users.SealKey, error) {
+	key, err := o.OpenKey(ctx, state)
+	if err != nil {
+		return nil, err
+	}
+	return key, nil
+}
+
+// OpenKey tries the seals, those that cost least first, until one opens. Error: users.ErrSealClosed, with why each did not.
+func (o *Opener) OpenKey(ctx context.Context, state users.SealState) (*Key, error) {
 	seals := slices.Clone(state.Seals)
 	slices.SortStableFunc(seals, func(a, b users.Seal) int { return cost(a.Kind) - cost(b.Kind) })
 	var failures []error

@@ -49,6 +49,7 @@ var answers = []struct {
 	{errShuttingDown, wire.CodeShuttingDown, ""},
 	{errDeadline, wire.CodeDeadlineExceeded, ""},
 	{errUnaudited, wire.CodeAuditUnavailable, ""},
+	{users.ErrSealClosed, wire.CodeSealClosed, ""},
 	{errConflict, wire.CodeIdempotencyConflict, ""},
 	{errOverloaded, wire.CodeBusy, ""},
 	{errUnknownKey, wire.CodeNoSuchKey, "unknown_key"},

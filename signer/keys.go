@@ -36,6 +36,9 @@ type granted struct {
 // one that the peer's protocol can name, granted, enabled, and the grant has not expired.
 func (t *session) find(name string, now time.Time) (granted, error) {
 	snapshot := t.server.snapshot.Load()
+	if closed := snapshot.Closed(); closed != nil {
+		return granted{}, closed
+	}
 	user, ok := snapshot.UserByID(t.userID)
 	if !ok || user.Disabled {
 		return granted{}, errUserGone
@@ -70,6 +73,9 @@ func (t *session) canName(key *users.Key) bool {
 func (t *session) listKeys(now time.Time) (wire.ResponseBody, error) {
 	catalogue := t.server.catalogue.Load()
 	snapshot, described := catalogue.snapshot, catalogue.keys()
+	if closed := snapshot.Closed(); closed != nil {
+		return nil, closed
+	}
 	list := &wire.ListKeysReply{Keys: []wire.Key{}}
 	for i := range snapshot.Keys() {
 		key := &snapshot.Keys()[i]

@@ -269,6 +269,9 @@ func (s *Server) complain(next *users.Snapshot) {
 			known[row.String()] = true
 		}
 	}
+	if closed := next.Closed(); closed != nil {
+		s.log.Error("the seal over the store does not open, so that nothing is signed", "error", closed)
+	}
 	for _, row := range next.Unreadable() {
 		if !known[row.String()] {
 			s.log.Error("a row of the store is left out, so that nobody can use it", "row", row.Kind, "id", row.ID, "error", row.Err)

@@ -18,6 +18,7 @@ type Status struct {
 	Signing     int               `json:"signing"`   // signatures asked from tokens and not yet made
 	Derivations DerivationsStatus `json:"derivations"`
 	Audit       string            `json:"audit_error,omitempty"` // why nothing can be recorded, and so nothing signed
+	Seal        string            `json:"seal_error,omitempty"`  // why the seal over the store does not open, and so nothing is signed
 	Tokens      []TokenStatus     `json:"tokens"`
 }
 
@@ -58,6 +59,9 @@ func (s *Server) Status() Status {
 	}
 	if snapshot := s.snapshot.Load(); snapshot != nil {
 		status.Revision = snapshot.Revision
+		if closed := snapshot.Closed(); closed != nil {
+			status.Seal = closed.Error()
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

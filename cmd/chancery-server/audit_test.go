@@ -15,6 +15,7 @@ var unrecordedCommands = []string{
 	"user list", "user show", "token list", "token show", "token probe", "key list", "key show", "key export", "grant list",
 	"audit show", "audit verify", "audit head",
 	"pki init", "pki issue", "pki show",
+	"seal list", "seal test", helperName,
 }
 
 // recordedCommands are those whose records the script audit.txt looks at; key adopt has the same way as key create.
@@ -23,6 +24,7 @@ var recordedCommands = []string{
 	"token add", "token reload", "token unblock", "token change-pin", "token repair-pin", "token remove",
 	"key create", "key adopt", "key import", "key certify", "key disable", "key enable", "key delete",
 	"grant add", "grant revoke", "grant change-passphrase",
+	"seal add secret", "seal add tpm", "seal add pkcs11", "seal rotate", "seal remove",
 }
 
 // TestEveryCommandIsRecordedOrChangesNothing: whoever adds a command has to say which.

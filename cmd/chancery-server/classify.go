@@ -15,6 +15,7 @@ import (
 	"chancery/internal/certfile"
 	"chancery/internal/cli"
 	"chancery/pki"
+	"chancery/seal"
 	"chancery/token"
 	"chancery/tunnel/wire"
 	"chancery/users"
@@ -46,6 +47,18 @@ var kinds = []kind{
 	{admin.ErrLastManager, cli.ExitFailed, "last_manager", "--yes does it all the same"},
 	{admin.ErrRequest, cli.ExitUsage, "usage", ""},
 
+	{users.ErrSealBroken, cli.ExitFailed, "seal_broken", "stop the daemon, find out who wrote to the database, and restore it from its backup; if an operator restored or unsealed it, restart the daemon"},
+	{users.ErrSealClosed, cli.ExitToken, string(wire.CodeSealClosed), "'seal test' says what each seal lacks; one of them is enough"},
+	{users.ErrLastSeal, cli.ExitFailed, "last_seal", "add another one first; 'seal remove --unseal-all' stores everything in the clear"},
+	{users.ErrNotSealed, cli.ExitFailed, "not_sealed", "'seal add' seals it"},
+	{seal.ErrUnsuitable, cli.ExitUsage, "seal_unfit", ""},
+	{seal.ErrForeign, cli.ExitFailed, "seal_foreign", "'seal remove' and 'seal add' make it anew, while another seal opens"},
+	{seal.ErrChanged, cli.ExitFailed, "seal_changed", "if the change was meant, 'seal remove' and 'seal add' bind it to what there is now, while another seal opens"},
+	{seal.ErrPINRejected, cli.ExitToken, "seal_pin", "correct the file with the PIN"},
+	{seal.ErrPINTries, cli.ExitToken, "seal_pin", "log in once with the right PIN by the token's own tool, or have its security officer set a new one"},
+	{seal.ErrPIN, cli.ExitToken, "seal_pin", "correct the file with the PIN before you try again: the token counts wrong ones"},
+	{seal.ErrAbsent, cli.ExitToken, "seal_absent", "is it there, plugged in, and open to the daemon's user?"},
+	{users.ErrUnsealedRow, cli.ExitFailed, "database_damaged", restoreDatabase},
 	{users.ErrFinalTry, cli.ExitToken, string(wire.CodeTokenFinalTry), "log in once with the right PIN by the token's own tool, which sets its count back"},
 	{users.ErrPINRejected, cli.ExitToken, string(wire.CodeTokenPINRejected), ""},
 	{token.ErrPINMemory, cli.ExitFailed, "pin_memory", "the directory 'pins' of the state directory must be writable; 'token unblock' forgets a damaged file"},
@@ -132,7 +145,7 @@ func databaseKind(err error) (kind, bool) {
 	return k, ok
 }
 
-var packageNames = []string{"access", "admin", "audit", "certfile", "guard", "openpgp", "pki", "pkcs11", "signer", "soft", "token", "tunnel", "users", "users/sqlite", "x509cert"}
+var packageNames = []string{"access", "admin", "audit", "certfile", "guard", "openpgp", "pki", "pkcs11", "seal", "signer", "soft", "token", "tunnel", "users", "users/sqlite", "x509cert"}
 
 // forPeople leaves out which package said what; the log keeps it.
 func forPeople(err error) string { return plain(err.Error()) }

@@ -37,9 +37,13 @@ func (a *app) readNames(command *cobra.Command, names func(*users.Snapshot) []st
 		command.SetContext(context.Background())
 	}
 	var found []string
-	_ = a.withSnapshot(command, func(s *users.Snapshot) error {
-		found = names(s)
-		return nil
+	a.leaveSealed = true // whoever presses a key waits for no TPM
+	_ = a.withStore(command, func(ctx context.Context, store users.Store) error {
+		s, err := store.Snapshot(ctx)
+		if err == nil {
+			found = names(s)
+		}
+		return err
 	})
 	return found
 }

@@ -32,6 +32,7 @@ type config struct {
 	Passphrases passphraseConfig  `mapstructure:"passphrases"`
 	Control     controlConfig     `mapstructure:"control"`
 	Observe     observeConfig     `mapstructure:"observe"`
+	Seal        sealConfig        `mapstructure:"seal"`
 	Log         cli.Logging       `mapstructure:"log"`
 }
 
@@ -118,6 +119,9 @@ func (c *config) validate() error {
 		return err
 	}
 	if err := c.Observe.validate(); err != nil {
+		return err
+	}
+	if err := c.Seal.validate(); err != nil {
 		return err
 	}
 	return c.Sessions.validate()

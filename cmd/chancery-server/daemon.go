@@ -80,7 +80,7 @@ func serve(ctx context.Context, c *config) error {
 	if err != nil {
 		return err
 	}
-	store, err := openStore(ctx, c)
+	store, err := openStore(ctx, c, c.sealOpener(log))
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"chancery/internal/certfile"
 	"chancery/internal/cli"
 	"chancery/internal/observe"
+	"chancery/seal"
 	"chancery/signer"
 	"chancery/signer/queue"
 )
@@ -53,6 +54,7 @@ func defaultConfig() *config {
 		Repetitions: repetitionsConfig{Window: 10 * time.Minute, Requests: 1 << 16, BytesPerUser: 32 << 20, Bytes: 128 << 20},
 		Passphrases: passphraseConfig{MinimumLength: access.DefaultMinPassphrase},
 		Observe:     observeConfig{CanaryDeadline: observe.DefaultDeadline},
+		Seal:        sealConfig{Deadline: seal.DefaultDeadline},
 		Log:         cli.Logging{Level: "info", Format: "text"},
 	}
 }

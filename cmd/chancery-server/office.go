@@ -28,6 +28,13 @@ var accessParameters = access.NewParameters
 // of a token as possible: a daemon may hold the others.
 func (a *app) withOffice(command *cobra.Command, act func(context.Context, *admin.Office) error) error {
 	return a.withStore(command, func(ctx context.Context, store users.Store) error {
+		s, err := store.Snapshot(ctx)
+		if err == nil {
+			err = s.Closed() // there are no grants, and so nobody who may act
+		}
+		if err != nil {
+			return err
+		}
 		return act(ctx, &admin.Office{
 			Store: store, MinPassphrase: a.config.Passphrases.MinimumLength, Parameters: accessParameters,
 			Open: func(ctx context.Context, t users.Token) (token.Token, error) {

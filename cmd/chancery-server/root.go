@@ -10,6 +10,7 @@ import (
 
 	"chancery/audit"
 	"chancery/internal/cli"
+	"chancery/seal"
 )
 
 const (
@@ -26,6 +27,9 @@ type app struct {
 	config     *config    // nil until loadConfig
 	configFrom string     // the file it came from, or ""
 	audit      *audit.Log // nil until openAudit
+
+	seals       *seal.Opener // nil until opener
+	leaveSealed bool         // the database is opened without asking its seals
 }
 
 func newRoot() *cobra.Command {
@@ -53,6 +57,7 @@ directory, and a running daemon takes every change up within a second.`,
 		inGroup("run", a.serveCommand()), inGroup("run", a.statusCommand()), inGroup("run", a.configCommand()),
 		inGroup("manage", a.userCommand()), inGroup("manage", a.tokenCommand()), inGroup("manage", a.keyCommand()),
 		inGroup("manage", a.grantCommand()), inGroup("manage", a.auditCommand()), inGroup("manage", a.pkiCommand()),
+		inGroup("manage", a.sealCommand()), a.sealHelperCommand(),
 		a.workerCommand(), cli.VersionCommand(),
 	)
 	return root

@@ -34,6 +34,8 @@ type databaseView struct {
 	PINChangesInFlight  []string `json:"pin_changes_in_flight"`
 	TokensRejectingPINs []string `json:"tokens_rejecting_pins"`
 	UnreadableRows      []string `json:"unreadable_rows"` // left out, so that nobody can use them
+	Seals               []string `json:"seals"`           // names; none: it is not sealed
+	SealClosed          string   `json:"seal_closed,omitempty"`
 }
 
 // liveStatus is what the running daemon tells over its control socket.
@@ -75,6 +77,9 @@ func (a *app) statusCommand() *cobra.Command {
 					return err
 				}
 				view := statusView{Database: viewDatabase(a.config, s), Daemon: live}
+				if view.Database.Seals, err = sealsOf(ctx, store); err != nil {
+					return err
+				}
 				return a.show(command, view, view.fields(a.config))
 			})
 		},
@@ -86,6 +91,9 @@ func viewDatabase(c *config, s *users.Snapshot) databaseView {
 		Path: c.database(), Revision: s.Revision, Users: len(s.Users()), Tokens: len(s.Tokens()), Keys: len(s.Keys()), Grants: len(s.Grants()),
 		SoftwareTokens: []string{}, PINChangesInFlight: []string{}, TokensRejectingPINs: []string{},
 		UnreadableRows: collect(s.Unreadable(), func(row users.Unreadable) string { return plain(row.String()) }),
+	}
+	if closed := s.Closed(); closed != nil {
+		view.SealClosed = forPeople(closed)
 	}
 	for _, u := range s.Users() {
 		view.DisabledUsers += number(u.Disabled)
@@ -125,6 +133,10 @@ func (v *statusView) fields(c *config) []field {
 	for _, row := range d.UnreadableRows {
 		fields = append(fields, field{"LEFT OUT", row + " (nobody can use it; restore the database from its backup)"})
 	}
+	fields = append(fields, field{"seals", orNone(d.Seals)})
+	if d.SealClosed != "" {
+		fields = append(fields, field{"seal", "CLOSED, so that no grant works: " + d.SealClosed})
+	}
 	if v.Daemon == nil {
 		return append(fields, field{"daemon", "not running (nothing answers on " + c.socket() + ")"})
 	}
@@ -138,6 +150,9 @@ func (s *liveStatus) fields() []field {
 		{"sessions", fmt.Sprintf("%d open, %d requests in flight, %d since the start, %d handshakes refused", s.Signer.Sessions, s.Signer.InFlight, s.Bridge.Accepted, s.Bridge.Refused)},
 	}
 	fields = append(fields, field{"queue", s.queue()})
+	if s.Signer.Seal != "" {
+		fields = append(fields, field{"seal", "CLOSED for the daemon, so that nothing is signed: " + plain(s.Signer.Seal)})
+	}
 	if s.Signer.Audit != "" {
 		fields = append(fields, field{"audit log", "NOT WRITABLE, so that nothing is signed: " + plain(s.Signer.Audit)})
 	}

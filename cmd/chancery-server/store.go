@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"chancery/internal/cli"
+	"chancery/seal"
 	"chancery/users"
 	"chancery/users/sqlite"
 )
@@ -20,7 +21,7 @@ func (a *app) withStore(command *cobra.Command, act func(context.Context, users.
 	if err != nil {
 		return err
 	}
-	store, err := openStore(command.Context(), c)
+	store, err := openStore(command.Context(), c, a.storeOpener())
 	if err != nil {
 		return err
 	}
@@ -54,18 +55,37 @@ func (a *app) withSnapshot(command *cobra.Command, act func(*users.Snapshot) err
 		if err != nil {
 			return err
 		}
+		if closed := snapshot.Closed(); closed != nil {
+			warn(command, "grants are left out, and nothing vouches for the rest: %s", forPeople(closed))
+		}
 		return act(snapshot)
 	})
 }
 
-// openStore opens the database, which is made on first use.
-func openStore(ctx context.Context, c *config) (users.Store, error) {
+// storeOpener opens the seal over the database for a command, unless that leaves it as it is.
+func (a *app) storeOpener() users.SealOpener {
+	if a.leaveSealed {
+		return nil
+	}
+	return a.opener()
+}
+
+// opener is one for all of a command, since it remembers the PINs that a token rejected.
+func (a *app) opener() *seal.Opener {
+	if a.seals == nil {
+		a.seals = a.config.sealOpener(nil)
+	}
+	return a.seals
+}
+
+// openStore opens the database, which is made on first use. Without an opener, a sealed one stays closed.
+func openStore(ctx context.Context, c *config, opener users.SealOpener) (users.Store, error) {
 	for _, path := range []string{c.State.Directory, c.database()} {
 		if err := checkOwner(path); err != nil {
 			return nil, err
 		}
 	}
-	store, err := sqlite.Open(ctx, c.database())
+	store, err := sqlite.OpenSealed(ctx, c.database(), opener)
 	switch _, known := databaseKind(err); {
 	case err == nil:
 		return store, nil

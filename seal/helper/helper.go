@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"time"
 
@@ -136,6 +137,8 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer, keeper func(kind st
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, q.Within)
 		defer cancel()
+		// Whoever asked kills a helper that hangs, unless they have ended themselves.
+		defer time.AfterFunc(q.Within+killedWithin, func() { os.Exit(1) }).Stop()
 	}
 	var a answer
 	k, err := keeper(q.Kind, q.Parameters, q.Secret)

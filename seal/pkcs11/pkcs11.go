@@ -29,6 +29,19 @@ type Parameters struct {
 	PIN      seal.File `json:"pin"`
 }
 
+// String says for people which key it is.
+func (p Parameters) String() string {
+	var parts []string
+	for _, part := range []struct{ name, value string }{
+		{"key", p.KeyLabel}, {"key identifier", p.KeyID}, {"token serial", p.Serial}, {"token", p.Label}, {"module", p.Module}, {"PIN in", p.PIN.Name()},
+	} {
+		if part.value != "" {
+			parts = append(parts, part.name+" "+part.value)
+		}
+	}
+	return strings.Join(parts, ", ")
+}
+
 // Check tells what is wrong with the parameters: seal.ErrUnsuitable, or nil.
 func (p Parameters) Check() error {
 	_, err := hex.DecodeString(p.KeyID)

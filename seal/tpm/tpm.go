@@ -42,6 +42,14 @@ type Parameters struct {
 	PCRs   []uint `json:"pcrs,omitempty"` // of the SHA-256 bank, ascending; none: the object opens whatever was started
 }
 
+// String says for people which TPM it is.
+func (p Parameters) String() string {
+	if len(p.PCRs) == 0 {
+		return p.Device
+	}
+	return fmt.Sprintf("%s, PCRs %s", p.Device, strings.Trim(fmt.Sprint(p.PCRs), "[]"))
+}
+
 // Check tells what is wrong with the parameters: seal.ErrUnsuitable, or nil.
 func (p Parameters) Check() error {
 	if path := strings.TrimPrefix(p.Device, socketPrefix); !strings.HasPrefix(path, "/") {

@@ -34,6 +34,7 @@ const (
 	CodeIdempotencyConflict Code = "idempotency_conflict"
 	CodeDeadlineExceeded    Code = "deadline_exceeded"
 	CodeTokenFinalTry       Code = "token_final_try"
+	CodeSealClosed          Code = "seal_closed"
 	CodeTokenUnavailable    Code = "token_unavailable"
 )
 
@@ -99,6 +100,7 @@ var codes = []struct {
 	{CodeIdempotencyConflict, advice{"the idempotency key was used for another request; give each request a key of its own", RetryNo, 0, ExitFailed}},
 	{CodeDeadlineExceeded, advice{"the server could not sign within the time that the request allowed; try again, or allow more", RetryLater, time.Second, ExitUnreachable}},
 	{CodeTokenFinalTry, advice{"one more wrong PIN would lock the token that holds this key, so none is sent; ask the server's operator to log in once with the right one by the token's own tool, then unlock again", RetryNo, 0, ExitToken}},
+	{CodeSealClosed, advice{"the server cannot open the seal over its database; it keeps trying, and its operator has to bring back what opens it", RetryLater, 30 * time.Second, ExitToken}},
 	{CodeTokenUnavailable, advice{"the token that holds this key has failed, and the server is opening it again; unlock again and repeat", RetryLater, 300 * time.Millisecond, ExitToken}},
 }
 

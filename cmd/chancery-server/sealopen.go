@@ -1,0 +1,223 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"chancery/internal/cli"
+	"chancery/seal"
+	"chancery/seal/helper"
+	"chancery/seal/pkcs11"
+	"chancery/seal/tpm"
+)
+
+// sealConfig says what is expected of the seal over the database. Which seals there are stands in the database.
+type sealConfig struct {
+	Required bool          `mapstructure:"required"` // a database without a seal is refused
+	Deadline time.Duration `mapstructure:"deadline"` // for opening one seal
+}
+
+func (c sealConfig) validate() error {
+	if c.Deadline <= 0 {
+		return cli.Misconfigured("seal.deadline is %s: more than 0, for example 20s", c.Deadline)
+	}
+	return nil
+}
+
+// sealOpener opens the seal over the database. Log may be nil.
+func (c *config) sealOpener(log *slog.Logger) *seal.Opener {
+	keepers := &keepers{modules: c.Tokens, rejected: newRejectedPINs()}
+	return seal.NewOpener(seal.Config{Keeper: keepers.keeper, Deadline: c.Seal.Deadline, Required: c.Seal.Required, Log: log})
+}
+
+// keepers finds what a seal's parameters name. They stand in the database, where nothing vouches for them before a seal is
+// open: they name only files that nobody else can read, and modules that the configuration allows.
+type keepers struct {
+	modules  tokensConfig
+	rejected *rejectedPINs
+}
+
+func (k *keepers) keeper(kind string, parameters []byte) (seal.Keeper, error) {
+	switch kind {
+	case seal.KindSecret:
+		var file seal.File
+		if err := errors.Join(strictly(parameters, &file), file.Check()); err != nil {
+			return nil, err
+		}
+		return seal.Secret{File: file}, nil
+	case seal.KindTPM:
+		var p tpm.Parameters
+		if err := errors.Join(strictly(parameters, &p), p.Check()); err != nil {
+			return nil, err
+		}
+		return &helper.Keeper{Command: helperCommand, Kind: kind, Parameters: parameters}, nil
+	case seal.KindPKCS11:
+		return k.pkcs11(parameters)
+	}
+	return nil, fmt.Errorf("%w: this version knows no seals of the kind %q", seal.ErrUnsuitable, kind)
+}
+
+func (k *keepers) pkcs11(parameters []byte) (seal.Keeper, error) {
+	var p pkcs11.Parameters
+	if err := errors.Join(strictly(parameters, &p), p.Check()); err != nil {
+		return nil, err
+	}
+	var err error
+	if p.Module, err = k.modules.module(p.Module); err != nil {
+		return nil, err
+	}
+	resolved, err := json.Marshal(p)
+	if err != nil {
+		return nil, err
+	}
+	return &pinned{parameters: p, resolved: resolved, rejected: k.rejected}, nil
+}
+
+// strictly decodes parameters and accepts nothing that it does not know.
+func strictly(parameters []byte, into any) error {
+	decoder := json.NewDecoder(bytes.NewReader(parameters))
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(into); err != nil {
+		return fmt.Errorf("%w: its parameters cannot be read", seal.ErrUnsuitable)
+	}
+	return nil
+}
+
+// pinned is a PKCS#11 token, whose PIN is read when it is needed and forgotten at once.
+type pinned struct {
+	parameters pkcs11.Parameters
+	resolved   []byte
+	rejected   *rejectedPINs
+}
+
+func (p *pinned) New(ctx context.Context) (share, kept []byte, err error) {
+	err = p.withPIN(func(k seal.Keeper) error {
+		share, kept, err = k.New(ctx)
+		return err
+	})
+	return share, kept, err
+}
+
+func (p *pinned) Share(ctx context.Context, kept []byte) (share []byte, err error) {
+	err = p.withPIN(func(k seal.Keeper) error {
+		share, err = k.Share(ctx, kept)
+		return err
+	})
+	return share, err
+}
+
+// withPIN lets one call at a time use the PIN, so that a wrong one is sent once.
+func (p *pinned) withPIN(use func(seal.Keeper) error) error {
+	pin, err := p.parameters.PIN.Read()
+	if err != nil {
+		return fmt.Errorf("its PIN: %w", err)
+	}
+	defer clear(pin)
+	trimmed := bytes.TrimRight(pin, "\r\n")
+	p.rejected.mu.Lock()
+	defer p.rejected.mu.Unlock()
+	sum := p.rejected.sum(p.parameters, trimmed)
+	if p.rejected.sums[sum] {
+		return seal.ErrPINRejected
+	}
+	err = use(&helper.Keeper{Command: helperCommand, Kind: seal.KindPKCS11, Parameters: p.resolved, Secret: trimmed})
+	if errors.Is(err, seal.ErrPIN) {
+		p.rejected.sums[sum] = true
+	}
+	return err
+}
+
+// rejectedPINs remembers, as digests under a key that ends with the process, which PINs a token rejected.
+type rejectedPINs struct {
+	key []byte
+
+	mu   sync.Mutex
+	sums map[[sha256.Size]byte]bool
+}
+
+func newRejectedPINs() *rejectedPINs {
+	key := make([]byte, sha256.Size)
+	rand.Read(key)
+	return &rejectedPINs{key: key, sums: make(map[[sha256.Size]byte]bool)}
+}
+
+func (r *rejectedPINs) sum(p pkcs11.Parameters, pin []byte) [sha256.Size]byte {
+	mac := hmac.New(sha256.New, r.key)
+	fmt.Fprintf(mac, "%q %q %q ", p.Module, p.Serial, p.Label)
+	mac.Write(pin)
+	return [sha256.Size]byte(mac.Sum(nil))
+}
+
+const helperName = "seal-helper"
+
+// helperCommand starts this program again, under the name that it has, to ask a seal's hardware.
+func helperCommand(ctx context.Context) *exec.Cmd {
+	program, err := os.Executable()
+	if runtime.GOOS == "linux" {
+		program, err = "/proc/self/exe", nil // the very program that runs, also after another was installed in its place
+	}
+	command := exec.CommandContext(ctx, program, helperName)
+	command.Args[0], command.Err = os.Args[0], errors.Join(command.Err, err)
+	return command
+}
+
+func (a *app) sealHelperCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: helperName, Hidden: true, Args: cli.Args(cobra.NoArgs),
+		Short: "Ask a seal's hardware for another process of this program",
+		RunE: func(command *cobra.Command, _ []string) error {
+			return helper.Serve(command.Context(), command.InOrStdin(), command.OutOrStdout(), hardware)
+		},
+	}
+}
+
+// hardware runs in the helper's process.
+func hardware(kind string, parameters, secret []byte) (seal.Keeper, error) {
+	switch kind {
+	case seal.KindTPM:
+		var p tpm.Parameters
+		err := strictly(parameters, &p)
+		return tpm.Keeper{Parameters: p}, err
+	case seal.KindPKCS11:
+		var p pkcs11.Parameters
+		err := strictly(parameters, &p)
+		return pkcs11.Keeper{Parameters: p, Secret: secret}, err
+	}
+	return nil, seal.ErrUnsuitable
+}
+
+// where tells for people what a seal's parameters name.
+func where(kind string, parameters []byte) string {
+	switch kind {
+	case seal.KindSecret:
+		var file seal.File
+		if strictly(parameters, &file) == nil {
+			return file.Name()
+		}
+	case seal.KindTPM:
+		var p tpm.Parameters
+		if strictly(parameters, &p) == nil {
+			return p.String()
+		}
+	case seal.KindPKCS11:
+		var p pkcs11.Parameters
+		if strictly(parameters, &p) == nil {
+			return p.String()
+		}
+	}
+	return "unknown"
+}
