@@ -68,7 +68,8 @@ func primaryName(t *testing.T, made *swtpm.TPM) (name string) {
 
 // TestTwoAreTwo has two TPMs side by side.
 func TestTwoAreTwo(t *testing.T) {
-	if primaryName(t, swtpm.Start(t)) == primaryName(t, swtpm.Start(t)) {
+	first, second := swtpm.Start(t), swtpm.Start(t)
+	if primaryName(t, first) == primaryName(t, second) {
 		t.Error("two TPMs have the same seeds")
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"chancery/internal/durable"
 	"chancery/token"
 )
 
@@ -64,7 +65,7 @@ func idOfFile(name string) ([]byte, bool) {
 }
 
 func (t *Token) readKeyFile(id []byte) (data []byte, file *keyFile, info token.KeyInfo, err error) {
-	data, err = readLimited(t.keyPath(id))
+	data, err = durable.ReadLimited(t.keyPath(id), maxFileSize)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil, token.KeyInfo{}, token.ErrNoKey
 	}
@@ -221,7 +222,7 @@ func (t *Token) add(ctx context.Context, spec token.KeySpec, private crypto.Sign
 		return nil, err
 	}
 	err = t.locked(ctx, func() error {
-		err := publishNew(t.keyPath(spec.ID), file.encode())
+		err := durable.PublishNew(t.keyPath(spec.ID), file.encode())
 		if errors.Is(err, fs.ErrExist) {
 			return token.ErrKeyExists
 		}
@@ -262,7 +263,7 @@ func (t *Token) destroy(ctx context.Context, id []byte) error {
 	if len(id) < 1 || len(id) > token.MaxIDLength {
 		return token.ErrNoKey
 	}
-	err := t.locked(ctx, func() error { return removeFile(t.keyPath(id)) })
+	err := t.locked(ctx, func() error { return durable.Remove(t.keyPath(id)) })
 	if errors.Is(err, fs.ErrNotExist) {
 		err = token.ErrNoKey
 	}

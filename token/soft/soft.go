@@ -37,6 +37,7 @@ import (
 	"sync"
 	"time"
 
+	"chancery/internal/durable"
 	"chancery/token"
 )
 
@@ -52,6 +53,8 @@ const (
 	keysDirName   = "keys"
 	lockFileName  = "lock"
 	serialBytes   = 8 // 16 hexadecimal digits, as long as a PKCS#11 serial
+
+	maxFileSize = 64 << 10 // far above the largest file of this format, an RSA-4096 key's 6 KiB
 )
 
 // Token is an open software token. It implements token.Token.
@@ -93,7 +96,7 @@ func create(dir, label string, pin []byte, parameters kdfParameters) error {
 	if err := file.seal(master, pin, parameters); err != nil {
 		return fmt.Errorf("soft: create token %q: %w", label, err)
 	}
-	if err := publishNew(filepath.Join(dir, tokenFileName), file.encode()); err != nil {
+	if err := durable.PublishNew(filepath.Join(dir, tokenFileName), file.encode()); err != nil {
 		return fmt.Errorf("soft: create token %q: %w", label, err)
 	}
 	return nil
@@ -154,7 +157,7 @@ func checkPrivateDir(dir string) error {
 
 // readTokenFile tells an absent token from an unreadable one.
 func readTokenFile(dir string) (*tokenFile, error) {
-	data, err := readLimited(filepath.Join(dir, tokenFileName))
+	data, err := durable.ReadLimited(filepath.Join(dir, tokenFileName), maxFileSize)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("no token here: %w", token.ErrTokenAbsent)
 	}
@@ -274,7 +277,7 @@ func (t *Token) ChangePIN(ctx context.Context, old, new []byte) error {
 		if err := file.seal(master, new, file.KDF.kdfParameters); err != nil {
 			return err
 		}
-		return replaceFile(filepath.Join(t.dir, tokenFileName), file.encode())
+		return durable.Replace(filepath.Join(t.dir, tokenFileName), file.encode())
 	}))
 }
 
@@ -320,8 +323,13 @@ func (t *Token) failed(what string, err error) error {
 
 // locked runs change while no other process changes this token.
 func (t *Token) locked(ctx context.Context, change func() error) error {
-	unlock, err := lockFile(ctx, filepath.Join(t.dir, lockFileName), 10*time.Millisecond)
-	if err != nil {
+	unlock, err := durable.Lock(ctx, filepath.Join(t.dir, lockFileName), 10*time.Millisecond)
+	switch {
+	case errors.Is(err, durable.ErrLocked):
+		return fmt.Errorf("another process is changing this token: %w: %w", token.ErrBusy, err)
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("directory is gone: %w", token.ErrTokenAbsent)
+	case err != nil:
 		return err
 	}
 	defer unlock()
