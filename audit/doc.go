@@ -38,7 +38,9 @@
 // One goroutine writes. It takes all records that are waiting, chains them,
 // writes them in one write, calls fdatasync once and answers them all. Whoever
 // arrives in the meantime goes in the next batch, so that fsyncs are shared
-// exactly when there is a queue, and no timer delays anybody.
+// exactly when there is a queue, and no timer delays anybody. Where several
+// came last time, those who are about to append get the processor first, as
+// long as more of them come and few wait: what they do has to be done anyway.
 //
 // When a write or sync fails, everybody in the batch gets [ErrUnavailable] and
 // the segment is cut back to where it was known to be durable. After a failed

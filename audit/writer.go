@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"time"
 )
 
@@ -103,7 +102,6 @@ func (w *writer) commit(take func() []*pending) ([]*pending, error) {
 		defer w.lock.release()
 		err = w.prepare()
 	}
-	runtime.Gosched() // those answered last may be about to ask again: they share this sync instead of waiting for the next
 	batch := take()
 	if err == nil {
 		err = w.append(batch)

@@ -240,7 +240,9 @@ func (c *connection) write() {
 	for {
 		select {
 		case first := <-c.queue:
-			runtime.Gosched() // callers whose replies came together ask together again
+			if len(c.slots) > 1 {
+				runtime.Gosched() // callers whose replies came together ask together again
+			}
 			batch := c.gather(first)
 			var secret bool
 			buffer, secret = c.register(buffer[:0], batch)

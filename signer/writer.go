@@ -50,7 +50,9 @@ func (t *session) write(ctx context.Context) {
 			}
 		}
 		<-pending.ready
-		runtime.Gosched() // one sync of the audit log answers many requests at once: let all of them reply before this write
+		if t.server.inFlight.Load() > 0 {
+			runtime.Gosched() // one sync of the audit log answers many requests at once: let all of them reply before this write
+		}
 		pending = t.collect(&out, pending)
 		if err := t.flush(ctx, &out); err != nil {
 			t.cancel(err)
