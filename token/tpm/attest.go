@@ -118,13 +118,17 @@ func (l *link) certifyWith(signer *tpm2.CreatePrimaryResponse, o *object, auth [
 	if err != nil {
 		return nil, err
 	}
-	return &token.Evidence{
+	evidence := &token.Evidence{
 		Format:    token.EvidenceTPM2Certify,
 		Public:    o.public,
 		Statement: rsp.CertifyInfo.Bytes(),
 		Signature: tpm2.Marshal(rsp.Signature),
 		Signer:    signer.OutPublic.Bytes(),
-	}, nil
+	}
+	if err := verifyCertificate(evidence); err != nil {
+		return nil, err // of no use to anybody later
+	}
+	return evidence, nil
 }
 
 func (l *link) certifyLoaded(signer *tpm2.CreatePrimaryResponse, loaded tpm2.NamedHandle, auth []byte) (*tpm2.CertifyResponse, error) {

@@ -126,9 +126,9 @@ func TestPersistentParent(t *testing.T) {
 		return err
 	})
 	config := tpm.Config{Device: made.Device(), Directory: filepath.Join(t.TempDir(), "token")}
-	if err := tpm.Create(config, "label", pin); err == nil {
-		t.Error("made a storage key without the owner's password")
-	}
+	wantError(t, "a storage key without the owner's password", tpm.Create(config, "label", pin), token.ErrUnsupported)
+	config.Parent = handle + 1
+	wantError(t, "a handle with nothing there", tpm.Create(config, "label", pin), token.ErrTokenAbsent)
 	config.Parent = handle
 	if err := tpm.Create(config, "label", pin); err != nil {
 		t.Fatal(err)

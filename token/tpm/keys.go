@@ -35,13 +35,9 @@ func (t *Token) list(ctx context.Context) ([]token.KeyInfo, error) {
 		return nil, err
 	}
 	defer t.give()
-	m, err := t.currentManifest()
+	m, entries, err := t.readKeysDir()
 	if err != nil {
 		return nil, err
-	}
-	entries, err := os.ReadDir(m.keysDir(t.dir))
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errFile, err)
 	}
 	var keys []token.KeyInfo
 	for _, entry := range entries {
@@ -54,6 +50,24 @@ func (t *Token) list(ctx context.Context) ([]token.KeyInfo, error) {
 		}
 	}
 	return keys, nil
+}
+
+// readKeysDir reads the generation in force, again when a change of PIN
+// removed it just then.
+func (t *Token) readKeysDir() (*manifest, []os.DirEntry, error) {
+	for again := true; ; again = false {
+		m, err := t.currentManifest()
+		if err != nil {
+			return nil, nil, err
+		}
+		entries, err := os.ReadDir(m.keysDir(t.dir))
+		if err == nil {
+			return m, entries, nil
+		}
+		if !again || !errors.Is(err, fs.ErrNotExist) {
+			return nil, nil, fmt.Errorf("%w: %w", errFile, err)
+		}
+	}
 }
 
 func (t *Token) readKeyFile(m *manifest, id []byte) (*keyFile, error) {
@@ -110,6 +124,9 @@ func (t *Token) open(l *link, id []byte) (*key, error) {
 	}
 	file, err := t.readKeyFile(m, id)
 	if errors.Is(err, token.ErrNoKey) {
+		if _, err := t.loggedIn(); err != nil {
+			return nil, err // the PIN was changed just then, and with it the directory
+		}
 		t.forget(l, id)
 	}
 	if err != nil {

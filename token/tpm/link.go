@@ -136,7 +136,12 @@ func (l *link) openParent() (err error) {
 	} else {
 		l.parent, err = CreateParent(l.transport)
 	}
-	if err != nil {
+	switch {
+	case errors.Is(err, tpm2.TPMRCBadAuth) || errors.Is(err, tpm2.TPMRCAuthFail):
+		return fmt.Errorf("the owner hierarchy has a password: make the storage key persistent and name its handle: %w: %w", token.ErrUnsupported, err)
+	case errors.Is(err, tpm2.TPMRCHandle):
+		return fmt.Errorf("%w: %w", token.ErrTokenAbsent, err)
+	case err != nil:
 		return err
 	}
 	if l.pinned != nil && !l.parent.Is(l.pinned) {

@@ -45,17 +45,26 @@ func verifyEvidence(a token.Attestation, public crypto.PublicKey) error {
 	if !equal(key, public) {
 		return errors.New("it is about another key")
 	}
-	signer, err := parsePublic(a.Evidence.Signer)
-	if err != nil {
-		return err
-	}
-	if err := verifyStatement(a.Evidence, subject, signer); err != nil {
-		return err
-	}
-	if err := verifySignature(a.Evidence, signer); err != nil {
+	if err := verifyCertificate(a.Evidence); err != nil {
 		return err
 	}
 	return verifyClaims(a.Claims, subject.ObjectAttributes)
+}
+
+// verifyCertificate checks that a TPM said that it has the key, whatever the key's attributes are.
+func verifyCertificate(e *token.Evidence) error {
+	subject, err := parsePublic(e.Public)
+	if err != nil {
+		return err
+	}
+	signer, err := parsePublic(e.Signer)
+	if err != nil {
+		return err
+	}
+	if err := verifyStatement(e, subject, signer); err != nil {
+		return err
+	}
+	return verifySignature(e, signer)
 }
 
 // verifyStatement checks the TPMS_ATTEST (part 2, section 10.12.12).
