@@ -137,7 +137,7 @@ func (t *Token) reconnect(ctx context.Context) error {
 		t.context = fresh
 		t.mu.Unlock()
 		t.missing = t.plan.signers() - places
-		t.epoch.Add(1)
+		t.module.epoch.Add(1)
 		return nil
 	})
 }

@@ -34,7 +34,7 @@ func (t *Token) Login(ctx context.Context, pin []byte) error {
 			return nil
 		}
 		if err == nil {
-			t.epoch.Add(1)
+			t.module.epoch.Add(1)
 		}
 		return err
 	})
@@ -75,7 +75,7 @@ func (t *Token) logout(ctx context.Context) error {
 
 // end logs out.
 func (t *Token) end(s session) error {
-	t.epoch.Add(1) // whatever the module answers, no handle is sure any more
+	t.module.epoch.Add(1) // whatever the module answers, no handle is sure any more
 	err := s.api.Logout(s.handle)
 	if hasCode(err, p11.CKR_USER_NOT_LOGGED_IN) {
 		return nil

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	p11 "github.com/miekg/pkcs11"
 
@@ -30,6 +31,7 @@ type module struct {
 	path  string
 	api   *p11.Ctx
 	users int
+	epoch atomic.Uint64 // grows when handles may have gone stale; never 0
 }
 
 // acquire counts one more user of a module that a crypto11 context has
@@ -44,6 +46,7 @@ func acquire(path string) (*module, error) {
 		return nil, err
 	}
 	m := &module{path: path, api: api, users: 1}
+	m.epoch.Store(1)
 	loaded.modules[path] = m
 	return m, nil
 }

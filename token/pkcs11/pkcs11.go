@@ -37,7 +37,17 @@
 // # Processes
 //
 // Login state belongs to the process: two Tokens opened on one token in one
-// process share it.
+// process share it, and what one of them does to it makes the other look its
+// handles up again.
+//
+// # TPMs
+//
+// tpm2-pkcs11 works within limits. Without a resource manager a process can use
+// one key that it made, or two that it found, since a TPM holds three objects;
+// the public half of a new key, and a destroyed key, stay in the TPM until
+// tpm2_flushcontext -t. It has no RSA-PSS, takes no keys from outside, gives all
+// its tokens the same serial number (select them by label), and answers a wrong
+// old PIN in ChangePIN with a general error, which the TPM has counted all the same.
 package pkcs11
 
 import (
@@ -102,8 +112,7 @@ type Token struct {
 
 	mu      sync.Mutex // guards context
 	context *cryptoContext
-	epoch   atomic.Uint64 // grows when handles may have gone stale; never 0
-	denied  atomic.Uint64 // the epoch whose login the token denied, whatever the session's state says
+	denied  atomic.Uint64 // the module's epoch whose login the token denied, whatever the session's state says
 
 	closed   atomic.Bool // no new calls
 	closing  sync.Mutex  // guards released
@@ -208,7 +217,6 @@ func newToken(cfg Config, seen *sighting) (*Token, int, error) {
 		t.name = t.serial
 	}
 	t.slot.Store(uint64(seen.slot))
-	t.epoch.Store(1)
 	return t, limit, nil
 }
 

@@ -92,6 +92,35 @@ func TestSeveralTokens(t *testing.T) {
 	}
 }
 
+// TestSharedLogin has two Tokens open on one token of one process.
+func TestSharedLogin(t *testing.T) {
+	hsm := softhsm.ForTest(t)
+	one, other := loggedIn(t, hsm), open(t, config(hsm))
+	ctx := t.Context()
+	if i, err := other.Info(ctx); err != nil || !i.LoggedIn {
+		t.Errorf("the other Token: logged in %t, %v", i.LoggedIn, err)
+	}
+	var keys []token.Key
+	for i, a := range []token.Algorithm{token.P256, token.Ed25519} {
+		generate(t, one, []byte{byte(i)}, a)
+		key, err := other.Key(ctx, []byte{byte(i)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys = append(keys, key)
+	}
+	if err := one.Logout(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range keys {
+		wantError(t, "sign after the other's logout", sign(ctx, key), token.ErrLoginRequired)
+	}
+	if err := one.Login(ctx, hsm.PIN); err != nil {
+		t.Fatal(err)
+	}
+	tokentest.SignConcurrently(t, keys, 8, 2)
+}
+
 func TestAmbiguousLabel(t *testing.T) {
 	first := softhsm.ForTest(t)
 	second, err := first.Store.AddToken(first.Label, first.PIN)

@@ -251,7 +251,7 @@ func (t *Token) withLogin(ctx context.Context, use func(s session) error) error 
 // onlyLoggedIn checks the login before use, and notes when the token denies it later.
 func (t *Token) onlyLoggedIn(use func(s session) error) func(s session) error {
 	return func(s session) error {
-		epoch := t.epoch.Load()
+		epoch := t.module.epoch.Load()
 		in, err := t.loggedIn(s)
 		if err != nil {
 			return err
@@ -268,7 +268,7 @@ func (t *Token) onlyLoggedIn(use func(s session) error) func(s session) error {
 // loggedIn asks the module, and does not believe it when the token has denied the login since.
 func (t *Token) loggedIn(s session) (bool, error) {
 	in, err := s.loggedIn()
-	return in && t.denied.Load() != t.epoch.Load(), err
+	return in && t.denied.Load() != t.module.epoch.Load(), err
 }
 
 // noteDenial remembers that the token denied a login that the module says there is.

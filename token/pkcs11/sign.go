@@ -86,7 +86,7 @@ func (k *key) signOnce(ctx context.Context, digest []byte, opts crypto.SignerOpt
 	}
 	if k.info.Algorithm == token.Ed25519 {
 		err = k.token.withSession(ctx, func(s session) error {
-			if h.epoch != k.token.epoch.Load() {
+			if h.epoch != k.token.module.epoch.Load() {
 				return errStale
 			}
 			signature, err = s.signEdwards(h.private, digest)
@@ -96,7 +96,7 @@ func (k *key) signOnce(ctx context.Context, digest []byte, opts crypto.SignerOpt
 		return signature, h, err
 	}
 	err = k.token.withContext(ctx, func(*cryptoContext) error {
-		if h.epoch != k.token.epoch.Load() {
+		if h.epoch != k.token.module.epoch.Load() {
 			return errStale // the signer belongs to a context that was replaced
 		}
 		signature, err = signWith(h.signer, k.info.Algorithm, digest, opts)
@@ -135,7 +135,7 @@ var sha3Prefixes = map[crypto.Hash][]byte{
 // handle returns the kept handle, or searches when there is none of this epoch:
 // tokens may give an old handle's number to another object after a login.
 func (k *key) handle(ctx context.Context) (*handle, error) {
-	epoch := k.token.epoch.Load()
+	epoch := k.token.module.epoch.Load()
 	if h := k.found.Load(); h != nil && h.epoch == epoch {
 		return h, nil
 	}
@@ -145,7 +145,7 @@ func (k *key) handle(ctx context.Context) (*handle, error) {
 		return h, nil
 	}
 	h, err := k.search(ctx)
-	if err != nil && k.token.epoch.Load() != epoch {
+	if err != nil && k.token.module.epoch.Load() != epoch {
 		return nil, fmt.Errorf("%w: %w", errStale, err) // a login or logout came between
 	}
 	if err != nil {
