@@ -85,8 +85,11 @@ func moving(looked time.Time, every time.Duration) error {
 	return nil
 }
 
-// StoreReadable reads the store's revision, and returns the error or ctx's.
+// StoreReadable reads the store's revision, and returns the error or ctx's, or why the seal over the store does not open.
 func (s *Server) StoreReadable(ctx context.Context) error {
+	if snapshot := s.snapshot.Load(); snapshot != nil && snapshot.Closed() != nil {
+		return snapshot.Closed()
+	}
 	if _, err := s.cfg.Store.Revision(ctx); err != nil {
 		return fmt.Errorf("signer: read the store: %w", err)
 	}

@@ -121,6 +121,8 @@ func MaySend(ctx context.Context, ledger Ledger, record Token, staged bool) erro
 	}
 	current, ok := now.TokenByID(record.ID)
 	switch {
+	case now.Closed() != nil:
+		return fmt.Errorf("users: token %q: no PIN is sent unread: %w", record.Name, now.Closed())
 	case !ok:
 		return fmt.Errorf("users: token %q: %w", record.Name, ErrNotFound)
 	case !staged && (record.PINRejected || current.PINRejected && current.PINVersion == record.PINVersion),

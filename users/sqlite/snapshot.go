@@ -167,6 +167,9 @@ func read[T any](r *reader, kind, query string, scan func(*sql.Rows) (T, error))
 		if err == nil {
 			value, err = scan(rows)
 		}
+		if errors.Is(err, users.ErrSealClosed) { // somebody else put another data key in place of this one
+			return nil, errKeyMoved
+		}
 		if err != nil {
 			r.leaveOut(kind, identifier(rows), err)
 			continue

@@ -1,0 +1,93 @@
+package e2e
+
+import (
+	"context"
+	"crypto"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"chancery/client"
+	"chancery/e2e/lab"
+	"chancery/swtpm"
+	"chancery/tunnel/wire"
+)
+
+// TestASealedDatabaseOutlivesItsTPM: sealed by a TPM and a secret file, the TPM dies, and signing goes on.
+func TestASealedDatabaseOutlivesItsTPM(t *testing.T) {
+	machine := swtpm.Start(t)
+	s := newLab(t, lab.Soft)
+	s.CreateKey("release", "p256")
+	random := make([]byte, 32)
+	rand.Read(random)
+	s.Write("safe.key", string(random))
+	if err := os.Chmod(s.Path("safe.key"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.Serve()
+	_, key := s.unlocked(t, "release")
+	digest := sha256.Sum256([]byte("x"))
+	sign := func() error {
+		_, err := key.SignContext(t.Context(), digest[:], crypto.SHA256)
+		return err
+	}
+	s.Operator("seal", "add", "tpm", "machine", "--device", machine.Device(), "--pcr", "16")
+	s.Operator("seal", "add", "secret", "safe", "--file", s.Path("safe.key"))
+	if err := sign(); err != nil {
+		t.Fatalf("in a session that was unlocked before the sealing: %v", err)
+	}
+	hide := func(from, to string) {
+		t.Helper()
+		if err := os.Rename(s.Path(from), s.Path(to)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	hide("safe.key", "in the safe")
+	s.Server.Kill()
+	s.Serve()
+	if err := sign(); err != nil {
+		t.Fatalf("by the TPM alone: %v", err)
+	}
+
+	machine.Stop()
+	if err := sign(); err != nil {
+		t.Fatalf("a daemon that has opened the seal needs no TPM any more: %v", err)
+	}
+	s.Server.Kill()
+	s.Serve()
+	if err := unlockWithin(t, s, 5*time.Second); !isClosed(err) {
+		t.Fatalf("without TPM and secret: %v", err)
+	}
+	if status := s.Operator("status"); !strings.Contains(status, "CLOSED for the daemon") {
+		t.Errorf("the status does not tell:\n%s", status)
+	}
+	hide("in the safe", "safe.key")
+	s.Eventually(func() bool { return unlockWithin(t, s, 5*time.Second) == nil }, "the daemon does not take the secret up")
+	if test := s.TryOperator("seal", "test"); !strings.Contains(test.Stderr, "seal_partly_closed") {
+		t.Errorf("seal test: %+v", test)
+	}
+	s.Operator("user", "add", "somebody")
+	s.Alice("sign", "raw", "release", "server.toml", "-o", "signature")
+}
+
+// unlockWithin unlocks on a connection of its own.
+func unlockWithin(t *testing.T, s *scene, limit time.Duration) error {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), limit)
+	defer cancel()
+	c, err := client.Connect(ctx, &client.Config{Tunnel: s.Tunnel("alice")})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return c.Unlock(ctx, "release", []byte(lab.AlicePassphrase))
+}
+
+func isClosed(err error) bool {
+	var told *client.Error
+	return errors.As(err, &told) && told.Code == wire.CodeSealClosed
+}
