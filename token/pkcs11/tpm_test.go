@@ -153,3 +153,32 @@ func signManyTimes(t *testing.T, cfg pkcs11.Config, key func(tok *pkcs11.Token) 
 		t.Fatal(err)
 	}
 }
+
+// TestTPMTwoKeys signs with as many keys as fit in a TPM beside what the module needs there itself.
+func TestTPMTwoKeys(t *testing.T) {
+	_, cfg := newTPMToken(t)
+	for id := range byte(2) {
+		tok := open(t, cfg)
+		if err := tok.Login(t.Context(), []byte(tpmPIN)); err != nil {
+			t.Fatal(err)
+		}
+		generate(t, tok, []byte{id}, token.P256)
+		if err := tok.Close(); err != nil {
+			t.Fatal(err)
+		}
+		run(t, "tpm2_flushcontext", "--transient-object")
+	}
+	tok := open(t, cfg)
+	if err := tok.Login(t.Context(), []byte(tpmPIN)); err != nil {
+		t.Fatal(err)
+	}
+	var keys []token.Key
+	for id := range byte(2) {
+		key, err := tok.Key(t.Context(), []byte{id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		keys = append(keys, key)
+	}
+	tokentest.SignConcurrently(t, keys, 8, 4)
+}
