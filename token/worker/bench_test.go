@@ -20,8 +20,8 @@ import (
 	"chancery/token"
 )
 
-// echoed is a request and a result of the size that a P-256 signature has on the link.
-type echoed struct {
+// Echoed is a request and a result of the size that a P-256 signature has on the link.
+type Echoed struct {
 	Capability [64]byte
 	Input      []byte
 }
@@ -30,7 +30,7 @@ type echoed struct {
 type Echo struct{}
 
 // Sign returns something as long as a signature.
-func (Echo) Sign(_ *echoed, signature *[]byte) error {
+func (Echo) Sign(_ *Echoed, signature *[]byte) error {
 	*signature = make([]byte, 72)
 	return nil
 }
@@ -103,7 +103,7 @@ func BenchmarkLink(b *testing.B) {
 								return client.Call("Echo.Nothing", &struct{}{}, &struct{}{})
 							}
 							var signature []byte
-							return client.Call("Echo.Sign", &echoed{Input: order.Inputs[0]}, &signature)
+							return client.Call("Echo.Sign", &Echoed{Input: order.Inputs[0]}, &signature)
 						}
 					} else {
 						p := &Process{link: newLink(near), command: child, slots: make(chan struct{}, 16), done: make(chan struct{}), pending: map[uint64]*pending{}, log: slog.New(slog.DiscardHandler)}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"sync"
 	"time"
 
@@ -174,6 +175,9 @@ func (l *link) write(kind byte, call uint64, size int, fill func([]byte) []byte)
 		return nil
 	}
 	l.writing = true
+	l.mu.Unlock()
+	runtime.Gosched() // whoever has been woken together with this one adds a frame to the same write
+	l.mu.Lock()
 	for len(l.next) > 0 && l.broken == nil {
 		l.flush()
 	}

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -105,11 +106,20 @@ func (s *server) run(open Opener) error {
 	case <-s.ended:
 		return s.cause
 	}
+	raiseProcs(s.slots + 2)
 	for range s.slots + 1 { // one more, so that one always reads
 		go s.follow()
 	}
 	<-s.ended
 	return errors.Join(s.cause, s.close())
+}
+
+// raiseProcs lets as many goroutines run as there are calls into a module, and two. A thread inside the module keeps its place, so
+// that Go's scheduler need not take the place away from it and find it another one afterwards.
+func raiseProcs(n int) {
+	if os.Getenv("GOMAXPROCS") == "" && n > runtime.GOMAXPROCS(0) {
+		runtime.GOMAXPROCS(n)
+	}
 }
 
 // listen notices that the other end is gone while the token is being opened. What it says meanwhile waits.
