@@ -11,6 +11,7 @@ import (
 
 	p11 "github.com/miekg/pkcs11"
 
+	"chancery/internal/confine"
 	"chancery/softhsm"
 	"chancery/softhsm/faulty"
 )
@@ -220,5 +221,32 @@ func TestCrash(t *testing.T) {
 	}
 	if out, err := run(); err != nil {
 		t.Errorf("crashed again: %v\n%s", err, out)
+	}
+}
+
+// TestConfined has a process that can write nothing count by itself.
+func TestConfined(t *testing.T) {
+	const environment = "FAULTY_TEST_CONFINED"
+	if path := os.Getenv(environment); path != "" {
+		confine.Apply(confine.Rules{})
+		api := p11.New(path)
+		if api == nil {
+			t.Fatal("the module cannot be loaded")
+		}
+		must(t, api.Initialize())
+		for _, want := range []error{p11.Error(p11.CKR_DEVICE_ERROR), p11.Error(p11.CKR_DEVICE_ERROR), nil} {
+			if _, err := api.GetSlotList(true); !errors.Is(err, want) {
+				t.Errorf("%v, want %v", err, want)
+			}
+		}
+		return
+	}
+	hsm := softhsm.ForTest(t)
+	m := faulty.Build(t)
+	m.Set(t, "return CKR_DEVICE_ERROR C_GetSlotList 2")
+	command := exec.Command(os.Args[0], "-test.run=^TestConfined$")
+	command.Env = append(append(os.Environ(), hsm.Env()...), environment+"="+m.Path)
+	if out, err := command.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
