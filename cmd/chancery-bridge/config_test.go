@@ -7,11 +7,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"chancery/internal/cli"
+	"chancery/internal/scripttest"
 )
 
 func TestExampleShowsEveryDefault(t *testing.T) {
 	read := &config{}
-	if _, err := cli.Load(cli.Source{File: filepath.Join(repository(t), "packaging", "examples", "bridge.toml")}, read); err != nil {
+	if _, err := cli.Load(cli.Source{File: filepath.Join(scripttest.Repository(t), "packaging", "examples", "bridge.toml")}, read); err != nil {
 		t.Fatal(err)
 	}
 	want := defaultConfig()

@@ -9,6 +9,7 @@ import (
 
 	"chancery/internal/certfile"
 	"chancery/internal/observe/observetest"
+	"chancery/internal/scripttest"
 	"chancery/tunnel"
 	"chancery/tunnel/bridge"
 )
@@ -31,7 +32,7 @@ func now() certfile.Expiry {
 
 func TestMetricsAreDocumented(t *testing.T) {
 	registry := sampled().registry(func() bridge.Stats { return bridge.Stats{} }, now)
-	observetest.Compare(t, repository(t), registry, "chancery_bridge_", "chancery_build_")
+	observetest.Compare(t, scripttest.Repository(t), registry, "chancery_bridge_", "chancery_build_")
 }
 
 func TestMetricsCount(t *testing.T) {

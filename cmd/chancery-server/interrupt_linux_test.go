@@ -13,6 +13,8 @@ import (
 	"testing"
 
 	"github.com/creack/pty"
+
+	"chancery/internal/scripttest"
 )
 
 // stopped runs the program on a terminal of its own, sends it a signal where the terminal shows the text, and returns
@@ -25,7 +27,7 @@ func stopped(t *testing.T, state, at string, sent os.Signal, args ...string) (in
 		t.Fatal(err)
 	}
 	defer terminal.Close()
-	expect(t, terminal.Read, new(bytes.Buffer), at)
+	(&scripttest.Terminal{File: terminal}).Expect(t, at)
 	return ended(t, command, sent), stderr.String()
 }
 

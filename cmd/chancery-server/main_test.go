@@ -2,32 +2,24 @@ package main
 
 import (
 	"bytes"
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
-	"golang.org/x/sys/unix"
 
+	"chancery/internal/scripttest"
 	"chancery/softhsm"
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){
-		program: func() {
-			// Away from the developer's terminal: only a script's own may be asked.
-			_, _ = unix.Setsid()
-			accessParameters = cheap
-			os.Exit(run())
-		},
-		"enrol": enrol,
-	})
+	scripttest.Main(m, program, func() int {
+		accessParameters = cheap
+		return run()
+	}, map[string]func(){"enrol": enrol})
 }
 
 // TestScripts runs the real program, one behaviour a script. Secrets stand in
@@ -37,26 +29,17 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: filepath.Join("testdata", "script"),
 		Setup: func(env *testscript.Env) error {
-			env.Setenv("REPOSITORY", repository(t))
+			env.Setenv("REPOSITORY", scripttest.Repository(t))
 			env.Setenv("GORACE", "atexit_sleep_ms=0") // the race detector sleeps a second at each program's end
 			env.Setenv("CHANCERY_SERVER_STATE_DIRECTORY", filepath.Join(env.WorkDir, "state"))
 			env.Setenv("GNUPGHOME", filepath.Join(env.WorkDir, "gnupg"))
 			return desk.writeSecrets(env.WorkDir)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"server": server, "exits": exits, "await": await, "need": need,
+			"server": server, "exits": scripttest.Exits, "await": scripttest.Await, "need": need,
 			"desk": desk.install, "bridge": startBridge, "softhsm": newStore,
 		},
 	})
-}
-
-func repository(t *testing.T) string {
-	t.Helper()
-	root, err := filepath.Abs(filepath.Join("..", ".."))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return root
 }
 
 // server [CODE] ARGS runs chancery-server, which must end with the exit code (0), and looks for secrets in what it prints.
@@ -65,7 +48,7 @@ func server(ts *testscript.TestScript, _ bool, args []string) {
 	if _, err := strconv.Atoi(args[0]); err == nil {
 		code, args = args[0], args[1:]
 	}
-	exits(ts, false, append([]string{code, program}, args...))
+	scripttest.Exits(ts, false, append([]string{code, program}, args...))
 	for _, output := range []string{"stdout", "stderr"} {
 		refuseSecrets(ts, output)
 	}
@@ -81,49 +64,6 @@ func refuseSecrets(ts *testscript.TestScript, output string) {
 			ts.Fatalf("%s shows the secret in %s", output, filepath.Base(file))
 		}
 	}
-}
-
-// exits CODE PROGRAM [ARGS] runs a program that must end with the exit code.
-func exits(ts *testscript.TestScript, _ bool, args []string) {
-	if len(args) < 2 {
-		ts.Fatalf("usage: exits code program [arguments]")
-	}
-	code := 0
-	err := ts.Exec(args[1], args[2:]...)
-	var ended *exec.ExitError
-	switch {
-	case errors.As(err, &ended):
-		code = ended.ExitCode()
-	case err != nil:
-		ts.Fatalf("%v", err)
-	}
-	if strconv.Itoa(code) != args[0] {
-		ts.Fatalf("exit code %d, not %s", code, args[0])
-	}
-}
-
-// await FILE PATTERN [NAME] waits until the file matches, and puts the first group into $NAME.
-func await(ts *testscript.TestScript, _ bool, args []string) {
-	if len(args) < 2 {
-		ts.Fatalf("usage: await file pattern [variable]")
-	}
-	pattern := regexp.MustCompile(args[1])
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		content, err := os.ReadFile(ts.MkAbs(args[0]))
-		if err != nil {
-			continue
-		}
-		match := pattern.FindSubmatch(content)
-		if match == nil {
-			continue
-		}
-		if len(args) == 3 {
-			ts.Setenv(args[2], string(match[1]))
-		}
-		return
-	}
-	content, _ := os.ReadFile(ts.MkAbs(args[0]))
-	ts.Fatalf("nothing in %s matches %s:\n%s", args[0], args[1], content)
 }
 
 // need PROGRAM… ends the script where a program is missing, or fails it where CI is set.

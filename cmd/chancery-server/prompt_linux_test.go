@@ -6,10 +6,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/creack/pty"
-	"golang.org/x/sys/unix"
+
+	"chancery/internal/scripttest"
 )
 
 // TestPromptsShowNoSecret types as a person does: when the prompt is there and the terminal is silent.
@@ -40,58 +40,23 @@ func prompted(t *testing.T, state string, answers []answer, args ...string) {
 	t.Helper()
 	command := exec.Command(program, args...)
 	command.Env = append(command.Environ(), "CHANCERY_SERVER_STATE_DIRECTORY="+state, "GORACE=atexit_sleep_ms=0")
-	var stdout, stderr, shown bytes.Buffer
+	var stdout, stderr bytes.Buffer
 	command.Stdout, command.Stderr = &stdout, &stderr
-	terminal, err := pty.Start(command)
+	file, err := pty.Start(command)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer terminal.Close()
+	defer file.Close()
+	terminal := &scripttest.Terminal{File: file}
 	for _, a := range answers {
-		expect(t, terminal.Read, &shown, a.prompt)
-		awaitSilence(t, int(terminal.Fd()))
-		if _, err := terminal.WriteString(a.secret + "\n"); err != nil {
-			t.Fatal(err)
-		}
+		terminal.Answer(t, a.prompt, a.secret)
 	}
 	if err := command.Wait(); err != nil {
 		t.Fatalf("%v: %v: %s", args, err, &stderr)
 	}
 	for _, a := range answers {
-		if strings.Contains(shown.String()+stdout.String()+stderr.String(), a.secret) {
+		if strings.Contains(terminal.Shown.String()+stdout.String()+stderr.String(), a.secret) {
 			t.Errorf("%v: what was typed at %q is shown", args, a.prompt)
 		}
 	}
-}
-
-// expect reads until the terminal shows the text.
-func expect(t *testing.T, read func([]byte) (int, error), shown *bytes.Buffer, text string) {
-	t.Helper()
-	buffer := make([]byte, 1024)
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
-		n, err := read(buffer)
-		shown.Write(buffer[:n])
-		if strings.HasSuffix(shown.String(), text) {
-			return
-		}
-		if err != nil {
-			break
-		}
-	}
-	t.Fatalf("the terminal shows %q, not %q", shown, text)
-}
-
-// awaitSilence waits until the terminal no longer echoes what is typed.
-func awaitSilence(t *testing.T, terminal int) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
-		settings, err := unix.IoctlGetTermios(terminal, unix.TCGETS)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if settings.Lflag&unix.ECHO == 0 {
-			return
-		}
-	}
-	t.Fatal("the terminal still echoes")
 }

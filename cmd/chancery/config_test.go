@@ -9,20 +9,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"chancery/internal/cli"
+	"chancery/internal/scripttest"
 )
-
-func repository(t *testing.T) string {
-	t.Helper()
-	root, err := filepath.Abs(filepath.Join("..", ".."))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return root
-}
 
 func TestExampleShowsEveryDefault(t *testing.T) {
 	read := &config{}
-	file := filepath.Join(repository(t), "packaging", "examples", "client.toml")
+	file := filepath.Join(scripttest.Repository(t), "packaging", "examples", "client.toml")
 	if _, err := cli.Load(cli.Source{File: file}, read); err != nil {
 		t.Fatal(err)
 	}

@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"sync/atomic"
@@ -21,10 +20,10 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
-	"golang.org/x/sys/unix"
 
 	"chancery/artifact/openpgp"
 	"chancery/client/clienttest"
+	"chancery/internal/scripttest"
 	"chancery/internal/testtool"
 	"chancery/pki"
 	"chancery/tunnel"
@@ -34,15 +33,7 @@ import (
 
 const passphrase = "correct horse battery"
 
-func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){
-		program: func() {
-			// Away from the developer's terminal: only a script's own may be asked.
-			_, _ = unix.Setsid()
-			os.Exit(run())
-		},
-	})
-}
+func TestMain(m *testing.M) { scripttest.Main(m, program, run, nil) }
 
 // TestScripts runs the real program against a bridge and a server of the
 // test's own, one behaviour a script.
@@ -59,7 +50,7 @@ func TestScripts(t *testing.T) {
 			return setUp(t, env, authority, signers)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "server": steer, "asked": asked, "signed": signed, "lines": lines, "many": many,
+			"exits": scripttest.Exits, "server": steer, "asked": asked, "signed": signed, "lines": lines, "many": many,
 		},
 	})
 }
@@ -254,24 +245,5 @@ func many(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(os.MkdirAll(ts.MkAbs(args[0]), 0o755))
 	for i := range count {
 		ts.Check(os.WriteFile(filepath.Join(ts.MkAbs(args[0]), fmt.Sprintf("%04d", i)), fmt.Appendf(nil, "file %d\n", i), 0o644))
-	}
-}
-
-// exits CODE PROGRAM [ARGS] runs a program that must end with the exit code.
-func exits(ts *testscript.TestScript, _ bool, args []string) {
-	if len(args) < 2 {
-		ts.Fatalf("usage: exits code program [arguments]")
-	}
-	code := 0
-	err := ts.Exec(args[1], args[2:]...)
-	var ended *exec.ExitError
-	switch {
-	case errors.As(err, &ended):
-		code = ended.ExitCode()
-	case err != nil:
-		ts.Fatalf("%v", err)
-	}
-	if strconv.Itoa(code) != args[0] {
-		ts.Fatalf("exit code %d, not %s", code, args[0])
 	}
 }

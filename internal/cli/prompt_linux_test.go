@@ -9,10 +9,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/creack/pty"
-	"golang.org/x/sys/unix"
+
+	"chancery/internal/scripttest"
 )
 
 const askInChild = "CHANCERY_TEST_ASK"
@@ -39,21 +39,8 @@ func ask(t *testing.T) (terminal *os.File, child *exec.Cmd) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { child.Process.Kill(); child.Wait(); terminal.Close() })
-	for deadline := time.Now().Add(10 * time.Second); echoes(t, terminal); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the prompt does not turn echo off")
-		}
-	}
+	scripttest.AwaitSilence(t, terminal)
 	return terminal, child
-}
-
-func echoes(t *testing.T, terminal *os.File) bool {
-	t.Helper()
-	state, err := unix.IoctlGetTermios(int(terminal.Fd()), unix.TCGETS)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return state.Lflag&unix.ECHO != 0
 }
 
 func TestPromptDoesNotEcho(t *testing.T) {
@@ -76,7 +63,7 @@ func TestInterruptAtAPromptGivesTheEchoBack(t *testing.T) {
 	if code := child.ProcessState.ExitCode(); code != int(ExitFailed) {
 		t.Errorf("exit code %d", code)
 	}
-	if !echoes(t, terminal) {
+	if !scripttest.Echoes(t, terminal) {
 		t.Error("the terminal is left without echo")
 	}
 }
