@@ -1,5 +1,12 @@
 package tpm
 
+import (
+	"context"
+	"time"
+
+	"chancery/token"
+)
+
 // Authorisation is what the token at config derives from the PIN.
 func Authorisation(config Config, pin []byte) ([]byte, error) {
 	m, err := readManifest(config.Directory)
@@ -27,4 +34,65 @@ func DecodeManifest(data []byte) error {
 func DecodeKeyFile(data []byte, serial string, id []byte) error {
 	_, err := decodeKeyFile(data, serial, 0, id)
 	return err
+}
+
+// answering is a TPM that answers each command with the same.
+type answering []byte
+
+func (a answering) exchange(_, response []byte, _ time.Time) (int, error) {
+	return copy(response, a), nil
+}
+
+func (answering) Close() error { return nil }
+
+// AgainstAnswer runs the driver against a TPM that gives one answer to everything.
+// The token reaches no other from then on.
+func AgainstAnswer(ctx context.Context, t *Token, id, pin, answer []byte) {
+	brief := Timeouts{Command: time.Nanosecond, MakeKey: time.Nanosecond} // no retries
+	channel := answering(answer)
+	_, _ = CreateParent(&Transport{channel: channel, timeouts: brief})
+	t.link.config.Device = "/absent"
+	public, err := parsePublic(t.link.pinned)
+	if err != nil {
+		panic(err)
+	}
+	auth, generation := t.auth, t.generation
+	for _, call := range []func(){
+		func() { _, _ = t.Info(ctx) },
+		func() { t.auth = nil; _ = t.Login(ctx, pin) },
+		func() { _, _ = t.Key(ctx, id) },
+		func() { _, _ = t.Attest(ctx, id) },
+		guarded(t, func() error { return t.link.provePIN(mustManifest(t), pin) }),
+		guarded(t, func() error { _, _, err := t.link.generate(token.RSA2048, nil, pin); return err }),
+		guarded(t, func() error { _, err := t.link.certify(mustPINObject(t), pin); return err }),
+		guarded(t, func() error { _, err := t.link.authSession(pin); return err }),
+		guarded(t, func() error { return t.link.clearOrphans() }),
+	} {
+		t.auth, t.generation = auth, generation
+		t.link.transport = &Transport{channel: channel, timeouts: brief}
+		t.link.parent = &Parent{Handle: 0x80000000, Public: *public}
+		t.link.session, t.link.loaded, t.link.offers = nil, nil, nil
+		call()
+	}
+	t.auth, t.generation = auth, generation
+}
+
+func guarded(t *Token, call func() error) func() {
+	return func() { _ = t.link.try(call) }
+}
+
+func mustManifest(t *Token) *manifest {
+	m, err := t.currentManifest()
+	if err != nil {
+		panic(err)
+	}
+	return m
+}
+
+func mustPINObject(t *Token) *object {
+	o, err := mustManifest(t).pinObject()
+	if err != nil {
+		panic(err)
+	}
+	return o
 }

@@ -1,7 +1,9 @@
 package tpm_test
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -57,6 +59,31 @@ func FuzzAttestation(f *testing.F) {
 		if tpm.VerifyAttestation(a, key.Public()) == nil && string(signer) == string(e.Signer) && string(statement) != string(e.Statement) {
 			t.Error("verified what the TPM did not say")
 		}
+	})
+}
+
+// FuzzAnswer gives one answer to all that the driver asks. The seeds are a TPM's own.
+func FuzzAnswer(f *testing.F) {
+	made := swtpm.Start(f)
+	p := interpose(f, made)
+	config := newToken(f, made)
+	config.Device = p.device
+	first := open(f, config)
+	p.set(func(_, answer []byte) []byte {
+		f.Add(bytes.Clone(answer))
+		return answer
+	})
+	login(f, first)
+	generate(f, first, "a", token.P256)
+	_, err := first.Attest(f.Context(), []byte("a"))
+	p.set(nil)
+	if err = errors.Join(err, first.Close()); err != nil {
+		f.Fatal(err)
+	}
+	tok := open(f, config)
+	login(f, tok)
+	f.Fuzz(func(t *testing.T, answer []byte) {
+		tpm.AgainstAnswer(t.Context(), tok, []byte("a"), pin, answer)
 	})
 }
 

@@ -3,6 +3,7 @@ package tpm
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"time"
 
@@ -60,15 +61,32 @@ func (l *link) run(use func() error) error {
 
 func (l *link) try(use func() error) error {
 	l.repeat = true
-	err := l.open()
-	if err == nil {
-		err = use()
-	}
+	err := l.guarded(use)
 	if l.broken(err) {
 		l.drop()
 	}
 	return err
 }
+
+// guarded outlives go-tpm's panics over answers that end too early: its
+// accessors of a union assume that there is something in it.
+func (l *link) guarded(use func() error) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			if _, ok := r.(runtime.Error); !ok {
+				panic(r)
+			}
+			err = errMalformed
+		}
+	}()
+	if err := l.open(); err != nil {
+		return err
+	}
+	return use()
+}
+
+// errMalformed says that an answer has the right length and not the right contents.
+var errMalformed = errors.New("the TPM's answer cannot be read")
 
 // broken tells whether nothing more can be had from this connection: it failed,
 // what was loaded is not there any more, or an answer was not authentic.

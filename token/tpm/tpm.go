@@ -115,16 +115,16 @@ func create(config Config, label string, pin []byte) error {
 	return nil
 }
 
-func createOnTPM(config Config, label string, pin []byte) (*manifest, error) {
+func createOnTPM(config Config, label string, pin []byte) (m *manifest, err error) {
 	l := &link{config: config}
-	if err := l.open(); err != nil {
-		return nil, err
-	}
 	defer l.close()
-	m := newManifest(label, l.parent, config.Parent)
-	auth := m.authorisation(pin)
-	defer clear(auth)
-	return m, l.makePINObject(m, auth)
+	err = l.run(func() error {
+		m = newManifest(label, l.parent, config.Parent)
+		auth := m.authorisation(pin)
+		defer clear(auth)
+		return l.makePINObject(m, auth)
+	})
+	return m, err
 }
 
 // prepareDir makes the token's directory, or takes over an empty one.
