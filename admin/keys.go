@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -87,7 +88,11 @@ func (o *Office) withToken(ctx context.Context, actor Actor, spec KeySpec, act f
 	}
 	defer open.Close()
 	return act(open, func(ctx context.Context, key token.Key, origin users.Origin) (users.Key, error) {
-		return o.register(ctx, registration{actor: actor, ring: ring, spec: spec, manager: to, key: key, origin: origin})
+		attestation, err := attest(ctx, open, key)
+		if err != nil {
+			return users.Key{}, err
+		}
+		return o.register(ctx, registration{actor: actor, ring: ring, spec: spec, manager: to, key: key, origin: origin, attestation: attestation})
 	})
 }
 
@@ -157,6 +162,8 @@ type registration struct {
 	manager recipient
 	key     token.Key
 	origin  users.Origin
+
+	attestation string
 }
 
 func (o *Office) register(ctx context.Context, r registration) (users.Key, error) {
@@ -204,8 +211,25 @@ func describe(r registration) (users.Key, error) {
 	}
 	return users.Key{
 		Name: r.spec.Name, TokenKeyID: r.key.ID(), Algorithm: r.key.Algorithm(),
-		Public: public, Handle: Handle(public), Origin: r.origin,
+		Public: public, Handle: Handle(public), Origin: r.origin, Attestation: r.attestation,
 	}, nil
+}
+
+// attest has the token say where a key lives, as JSON; "" where it has no way to say that.
+func attest(ctx context.Context, open token.Token, key token.Key) (string, error) {
+	attester, can := open.(token.Attester)
+	if !can {
+		return "", nil
+	}
+	attestation, err := attester.Attest(ctx, key.ID())
+	if errors.Is(err, token.ErrUnsupported) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("admin: the token does not say where key %x lives: %w", key.ID(), err)
+	}
+	text, err := json.Marshal(attestation)
+	return string(text), err
 }
 
 // Handle names a public key, given as DER SubjectPublicKeyInfo: upper-case hex SHA-256.

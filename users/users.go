@@ -111,6 +111,7 @@ type Key struct {
 	Origin       Origin
 	Disabled     bool
 	CreatedAt    time.Time
+	Attestation  string        // what the token said of it when it was registered, a token.Attestation as JSON; empty: nothing
 	Certificates []Certificate // X.509 first, then OpenPGP, each by ascending ID
 }
 

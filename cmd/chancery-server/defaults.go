@@ -10,6 +10,7 @@ import (
 	"chancery/seal"
 	"chancery/signer"
 	"chancery/signer/queue"
+	"chancery/token/tpm"
 )
 
 // sessionsConfig bounds what clients can make the daemon do.
@@ -43,7 +44,7 @@ func defaultConfig() *config {
 		State: stateConfig{Directory: "/var/lib/chancery"},
 		Audit: auditConfig{SegmentBytes: 64 << 20},
 		Tokens: tokensConfig{
-			Modules: []string{}, Network: []string{}, Writable: []string{}, CallTimeout: 10 * time.Second, OpenTimeout: 30 * time.Second,
+			Modules: []string{}, TPM: tpm.DefaultDevice, Network: []string{}, Writable: []string{}, CallTimeout: 10 * time.Second, OpenTimeout: 30 * time.Second,
 			Queue: queue.DefaultMaxWaiting, QueueUser: queue.DefaultMaxWaitingPerUser,
 		},
 		Sessions: sessionsConfig{

@@ -42,7 +42,8 @@ func (a *app) keyListCommand() *cobra.Command {
 }
 
 func (a *app) keyShowCommand() *cobra.Command {
-	return &cobra.Command{
+	var attest bool
+	command := &cobra.Command{
 		Use: "show NAME", Short: "Show a key, its certificates and grants",
 		Args: cli.Args(cobra.ExactArgs(1)), ValidArgsFunction: a.namesOf(keyNames),
 		RunE: func(command *cobra.Command, args []string) error {
@@ -51,11 +52,20 @@ func (a *app) keyShowCommand() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				if attest {
+					v, err := viewAttestation(k)
+					if err != nil {
+						return err
+					}
+					return a.show(command, v, v.fields())
+				}
 				v := viewKey(s, k)
 				return a.show(command, v, keyFields(&v))
 			})
 		},
 	}
+	command.Flags().BoolVar(&attest, "attest", false, "show where the key lives, and what proves that: what its token said when the key was registered")
+	return command
 }
 
 func keyFields(v *keyView) []field {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 // database, and whoever writes there must not thereby choose what the daemon loads and runs.
 type tokensConfig struct {
 	Modules     []string      `mapstructure:"modules"`      // empty: what only root can have put there
+	TPM         string        `mapstructure:"tpm"`          // the device of tokens in the TPM
 	Network     []string      `mapstructure:"network"`      // names of tokens whose processes may use the network
 	Writable    []string      `mapstructure:"writable"`     // what all tokens' processes may write to
 	CallTimeout time.Duration `mapstructure:"call_timeout"` // a call that takes longer ends the token's process
@@ -32,6 +34,9 @@ func (c tokensConfig) validate() error {
 		if !filepath.IsAbs(path) {
 			return cli.Misconfigured("tokens.modules: %q is not an absolute path", path)
 		}
+	}
+	if path := strings.TrimPrefix(c.TPM, "unix:"); !filepath.IsAbs(path) {
+		return cli.Misconfigured("tokens.tpm: %q is neither the absolute path of a device nor unix: and that of a socket", c.TPM)
 	}
 	for _, path := range c.Writable {
 		if !filepath.IsAbs(path) {

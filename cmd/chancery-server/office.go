@@ -12,12 +12,14 @@ import (
 	"chancery/token/guard"
 	"chancery/token/pkcs11"
 	"chancery/token/soft"
+	"chancery/token/tpm"
 	"chancery/users"
 )
 
 // The drivers of tokens, as the database names them.
 const (
 	driverPKCS11 = "pkcs11"
+	driverTPM    = "tpm"
 	driverSoft   = "soft"
 )
 
@@ -59,6 +61,8 @@ func (c tokensConfig) open(_ context.Context, t users.Token) (token.Token, error
 	switch t.Driver {
 	case driverSoft:
 		return soft.Open(t.Location)
+	case driverTPM:
+		return tpm.Open(tpm.Config{Device: c.TPM, Directory: t.Location})
 	case driverPKCS11:
 		module, err := c.module(t.Location)
 		if err != nil {

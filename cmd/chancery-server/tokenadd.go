@@ -12,6 +12,7 @@ import (
 	"chancery/internal/cli"
 	"chancery/token/pkcs11"
 	"chancery/token/soft"
+	"chancery/token/tpm"
 	"chancery/users"
 )
 
@@ -43,19 +44,19 @@ any more, only who has the PIN can add the token and adopt its keys anew.
 		},
 	}
 	f := command.Flags()
-	f.StringVar(&flags.driver, "driver", "", "pkcs11 or soft")
+	f.StringVar(&flags.driver, "driver", "", "pkcs11, tpm or soft")
 	f.StringVar(&flags.module, "module", "", "pkcs11: path of the module")
 	f.StringVar(&flags.serial, "serial", "", "pkcs11: the token's serial number")
-	f.StringVar(&flags.label, "label", "", "pkcs11: the token's label; soft with --create: its label (default NAME)")
-	f.StringVar(&flags.directory, "directory", "", "soft: the token's directory (default: tokens/NAME in the state directory)")
-	f.BoolVar(&flags.create, "create", false, "soft: make a new token there, with a new PIN")
+	f.StringVar(&flags.label, "label", "", "pkcs11: the token's label; with --create: its label (default NAME)")
+	f.StringVar(&flags.directory, "directory", "", "soft and tpm: the token's directory (default: tokens/NAME in the state directory)")
+	f.BoolVar(&flags.create, "create", false, "soft and tpm: make a new token there, with a new PIN")
 	f.IntVar(&flags.maxSessions, "max-sessions", 0, "sessions that the daemon opens at most (0: the driver's default)")
 	f.StringVar(&flags.manager, "manager", "", "the token's first manager, a registered user")
 	flags.pin = secretFlags(command, "pin", "token's PIN")
 	flags.grantee = addGrantee(command, "passphrase", "manager's passphrase for this token")
 	must(command.MarkFlagRequired("driver"))
 	must(command.MarkFlagRequired("manager"))
-	completeWords(command, "driver", driverPKCS11, driverSoft)
+	completeWords(command, "driver", driverPKCS11, driverTPM, driverSoft)
 	a.completeFlag(command, "manager", userNames)
 	return command
 }
@@ -85,7 +86,7 @@ func (a *app) addToken(ctx context.Context, command *cobra.Command, office *admi
 	var added users.Token
 	about := act{name: "token.add", details: map[string]string{"token": name, "driver": spec.Driver, "location": spec.Location, "manager": flags.manager}}
 	err = a.recorded(ctx, about, func() (err error) {
-		added, err = registerToken(ctx, office, spec, pin, manager, flags.create)
+		added, err = a.registerToken(ctx, office, spec, pin, manager, flags.create)
 		about.details["serial"] = added.Serial
 		return err
 	})
@@ -95,18 +96,25 @@ func (a *app) addToken(ctx context.Context, command *cobra.Command, office *admi
 	return a.tellToken(ctx, command, office, &added, flags, manager)
 }
 
-// registerToken makes a software token first where that is wanted.
-func registerToken(ctx context.Context, office *admin.Office, spec admin.TokenSpec, pin []byte, manager admin.Grantee, create bool) (users.Token, error) {
+// registerToken makes the token first where that is wanted.
+func (a *app) registerToken(ctx context.Context, office *admin.Office, spec admin.TokenSpec, pin []byte, manager admin.Grantee, create bool) (users.Token, error) {
 	if create {
-		if err := soft.Create(spec.Location, spec.Label, pin); err != nil {
+		if err := a.makeToken(spec, pin); err != nil {
 			return users.Token{}, err
 		}
 	}
 	added, err := office.AddToken(ctx, spec, pin, manager)
 	if err != nil && create {
-		return users.Token{}, fmt.Errorf("the software token is made, but could not be registered; try again without --create: %w", err)
+		return users.Token{}, fmt.Errorf("the token is made, but could not be registered; try again without --create: %w", err)
 	}
 	return added, err
+}
+
+func (a *app) makeToken(spec admin.TokenSpec, pin []byte) error {
+	if spec.Driver == driverTPM {
+		return tpm.Create(tpm.Config{Device: a.config.Tokens.TPM, Directory: spec.Location}, spec.Label, pin)
+	}
+	return soft.Create(spec.Location, spec.Label, pin)
 }
 
 func (a *app) tellToken(ctx context.Context, command *cobra.Command, office *admin.Office, added *users.Token, flags *tokenFlags, manager admin.Grantee) error {
@@ -135,14 +143,14 @@ func (f *tokenFlags) spec(c *config, name string) (admin.TokenSpec, error) {
 	switch {
 	case f.maxSessions < 0 || f.maxSessions > 0 && f.driver == driverPKCS11 && f.maxSessions < pkcs11.MinSessions:
 		return spec, cli.Usage("--max-sessions %d: at least %d, or 0 for the default", f.maxSessions, pkcs11.MinSessions)
-	case f.driver == driverSoft && (f.module != "" || f.serial != "" || f.label != "" && !f.create):
-		return spec, cli.Usage("a soft token has a --directory; --module and --serial are for pkcs11, --label for --create")
-	case f.driver == driverSoft:
-		return f.softSpec(spec, c)
+	case f.inDirectory() && (f.module != "" || f.serial != "" || f.label != "" && !f.create):
+		return spec, cli.Usage("a %s token has a --directory; --module and --serial are for pkcs11, --label for --create", f.driver)
+	case f.inDirectory():
+		return f.directorySpec(spec, c)
 	case f.driver != driverPKCS11:
-		return spec, cli.Usage("--driver %q: pkcs11 or soft", f.driver)
+		return spec, cli.Usage("--driver %q: pkcs11, tpm or soft", f.driver)
 	case f.module == "" || f.directory != "" || f.create:
-		return spec, cli.Usage("a pkcs11 token needs --module; --directory and --create are for soft ones")
+		return spec, cli.Usage("a pkcs11 token needs --module; --directory and --create are for soft and tpm ones")
 	case f.serial == "" && f.label == "":
 		return spec, cli.Usage("say with --serial or --label which of the module's tokens; 'token probe --module %s' lists them", f.module)
 	}
@@ -154,7 +162,10 @@ func (f *tokenFlags) spec(c *config, name string) (admin.TokenSpec, error) {
 	return spec, err
 }
 
-func (f *tokenFlags) softSpec(spec admin.TokenSpec, c *config) (admin.TokenSpec, error) {
+// inDirectory tells whether the driver keeps its token in a directory of files.
+func (f *tokenFlags) inDirectory() bool { return f.driver == driverSoft || f.driver == driverTPM }
+
+func (f *tokenFlags) directorySpec(spec admin.TokenSpec, c *config) (admin.TokenSpec, error) {
 	directory := f.directory
 	if directory == "" {
 		directory = filepath.Join(c.State.Directory, "tokens", spec.Name)

@@ -13,6 +13,9 @@ import (
 // writable lists what a token's process may write to: what the configuration allows to all, and what this kind of token is known to need.
 func (c tokensConfig) writable(t users.Token) []string {
 	paths := slices.Clone(c.Writable)
+	if t.Driver == driverTPM {
+		return append(paths, c.TPM) // a socket's needs no leave
+	}
 	if t.Driver != driverPKCS11 {
 		return paths
 	}

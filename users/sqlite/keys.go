@@ -41,9 +41,9 @@ func (s *Store) AddKey(ctx context.Context, k users.Key, manager users.Grant) (u
 func (c *change) addKey(k *users.Key) (err error) {
 	k.Disabled, k.CreatedAt = false, fromUnix(c.now)
 	k.ID, err = c.insert(fmt.Sprintf("key %q, or another name of the same key on its token", k.Name),
-		`INSERT INTO keys (name, token_id, token_key_id, algorithm, public, handle, origin, created_at)
-			VALUES (?, ?, ?, ?, ?, ?, ?, ?)`,
-		k.Name, k.TokenID, k.TokenKeyID, string(k.Algorithm), k.Public, k.Handle, string(k.Origin), c.now)
+		`INSERT INTO keys (name, token_id, token_key_id, algorithm, public, handle, origin, created_at, attestation)
+			VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		k.Name, k.TokenID, k.TokenKeyID, string(k.Algorithm), k.Public, k.Handle, string(k.Origin), c.now, k.Attestation)
 	return err
 }
 

@@ -33,7 +33,7 @@ const (
 	selectUsers  = `SELECT id, name, disabled, created_at FROM users`
 	selectTokens = `SELECT id, name, driver, location, serial, label, hardware, max_sessions, reload,
 		pin_version, pin_staged, pin_rejected, staged_rejected, created_at, pin_since FROM tokens`
-	selectKeys         = `SELECT id, name, token_id, token_key_id, algorithm, public, handle, origin, disabled, created_at FROM keys`
+	selectKeys         = `SELECT id, name, token_id, token_key_id, algorithm, public, handle, origin, disabled, created_at, attestation FROM keys`
 	selectCertificates = `SELECT id, key_id, kind, name, fingerprint, armored, created_at FROM certificates`
 	selectGrants       = `SELECT grants.id AS id, user_id, token_id, key_id, role, expires, generation, coalesce(pin_version, 0) AS pin_version,
 		access_key, wrapped, staged, grants.created_at AS created_at, created_by, lease_seconds, lease_uses
@@ -239,7 +239,7 @@ func scanCertificate(rows *sql.Rows) (c users.Certificate, err error) {
 
 func scanKey(rows *sql.Rows) (k users.Key, err error) {
 	var created int64
-	err = rows.Scan(&k.ID, &k.Name, &k.TokenID, &k.TokenKeyID, &k.Algorithm, &k.Public, &k.Handle, &k.Origin, &k.Disabled, &created)
+	err = rows.Scan(&k.ID, &k.Name, &k.TokenID, &k.TokenKeyID, &k.Algorithm, &k.Public, &k.Handle, &k.Origin, &k.Disabled, &created, &k.Attestation)
 	if err != nil {
 		return k, err
 	}
