@@ -78,6 +78,7 @@ var answers = []struct {
 	{users.ErrFinalTry, wire.CodeTokenFinalTry, ""},
 	{token.ErrPINIncorrect, wire.CodeTokenPINRejected, ""},
 	{token.ErrPINLocked, wire.CodeTokenLocked, ""},
+	{token.ErrPINMemory, wire.CodeTokenBusy, "pin_memory"},
 	{token.ErrTokenAbsent, wire.CodeTokenAbsent, ""},
 	{token.ErrLoginRequired, wire.CodeNotUnlocked, "login_lost"},
 	{token.ErrClosed, wire.CodeNotUnlocked, "token_closed"},

@@ -38,6 +38,7 @@ var named = []struct {
 	{"stale", users.ErrStale},
 	{"pin_rejected", users.ErrPINRejected},
 	{"final_try", users.ErrFinalTry},
+	{"pin_memory", token.ErrPINMemory},
 	{"deadline", context.DeadlineExceeded},
 	{"canceled", context.Canceled},
 }
