@@ -13,16 +13,26 @@
 // at the other end believes. A capability ends with Lock, when its time or its number of signatures is over, and with the Vault.
 // When none is left the Vault logs out and forgets the PIN.
 //
+// A Vault bears with few wrong PINs, for whoever can show it grants of their own making could otherwise try one PIN after the
+// other while the login is kept up by the right one. It sends no PIN again that its token rejected.
+//
 // # Calls that do not return
 //
 // A call into a module cannot be cancelled. One that takes longer than Config.CallTimeout ends its whole
 // process, and so does a process that no longer answers at all. Every call that was under way fails with ErrGone,
-// Process.Done says so, and whoever wants the token again starts another process.
+// Process.Done says so, and whoever wants the token again starts another process. A caller whose context ends is told at
+// once; its call holds its slot until the worker has answered, so that what nobody waits for any more does not pile up.
 //
 // # The link
 //
 // Frames are binary: length u32, kind u8, call u64, body; big endian. Bodies are JSON but for Sign and its
 // result, which are packed (see message.go). Whoever has a frame ready writes it, and takes along
 // what others have made ready meanwhile. In the worker a fixed set of goroutines take turns at reading: who has read a
-// request to sign lets the next one read and serves it, so that no request changes hands.
+// request to sign lets the next one read and serves it, so that no request changes hands. Neither end trusts the other: a frame
+// that cannot be read ends the link and the worker, what is queued is bounded, and a worker may only ask the ledger
+// about the token that it was asked to unlock. What was written and read is overwritten.
+//
+// # Signals
+//
+// Serve ignores SIGINT, SIGTERM and SIGHUP. A worker ends when the link does: with its parent, however that ended.
 package worker
