@@ -1,6 +1,7 @@
 package tpm
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/google/go-tpm/tpm2"
@@ -129,4 +130,53 @@ func (l *link) mayTry(pin []byte) error {
 			"wait for the TPM's recovery time, or run 'tpm2_dictionarylockout --clear-lockout'", token.ErrPINLocked)
 	}
 	return nil
+}
+
+// Login proves the PIN to the TPM, which costs one of its tries when the PIN is
+// wrong. A TPM that is locked or has one try left is asked nothing (token.ErrPINLocked).
+func (t *Token) Login(ctx context.Context, pin []byte) error {
+	return t.use(ctx, "login", func(l *link) error {
+		m, err := t.currentManifest()
+		if err != nil {
+			return err
+		}
+		if t.auth != nil && t.generation == m.Generation {
+			return nil
+		}
+		if err := l.mayTry(pin); err != nil {
+			return err
+		}
+		auth := m.authorisation(pin)
+		if err := l.provePIN(m, auth); err != nil {
+			clear(auth)
+			return err
+		}
+		t.logIn(m, auth)
+		return nil
+	})
+}
+
+func (t *Token) logIn(m *manifest, auth []byte) {
+	clear(t.auth)
+	t.auth, t.generation = auth, m.Generation
+	for _, k := range t.keys {
+		k.refused = false
+	}
+}
+
+// Logout forgets the authorisation and flushes the session that proved it.
+// Signatures under way end first. It needs no TPM.
+func (t *Token) Logout(ctx context.Context) error {
+	if err := t.take(ctx); err != nil {
+		return t.failed("logout", err)
+	}
+	defer t.give()
+	t.logOut()
+	return nil
+}
+
+func (t *Token) logOut() {
+	t.link.endSession()
+	clear(t.auth)
+	t.auth = nil
 }

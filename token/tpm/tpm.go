@@ -81,69 +81,6 @@ var (
 	_ token.Attester = (*Token)(nil)
 )
 
-// Create makes a new token in config.Directory, which must be absent or empty.
-// The PIN has MinPINLength to MaxPINLength bytes (else token.ErrPINInvalid); no
-// reference to it is kept. It trusts the TPM at config.Device, which it sees for
-// the first time.
-func Create(config Config, label string, pin []byte) error {
-	if err := create(config, label, pin); err != nil {
-		return fmt.Errorf("tpm: create token %q: %w", label, translate(err))
-	}
-	return nil
-}
-
-func create(config Config, label string, pin []byte) error {
-	if err := checkNewPIN(pin); err != nil {
-		return err
-	}
-	if err := checkTokenLabel(label); err != nil {
-		return err
-	}
-	if err := prepareDir(config.Directory); err != nil {
-		return fmt.Errorf("%w: %w", errFile, err)
-	}
-	m, err := createOnTPM(config, label, pin)
-	if err != nil {
-		return err
-	}
-	if err := os.Mkdir(m.keysDir(config.Directory), 0o700); err != nil {
-		return fmt.Errorf("%w: %w", errFile, err)
-	}
-	if err := durable.PublishNew(filepath.Join(config.Directory, manifestName), m.encode()); err != nil {
-		return fmt.Errorf("%w: %w", errFile, err)
-	}
-	return nil
-}
-
-func createOnTPM(config Config, label string, pin []byte) (m *manifest, err error) {
-	l := &link{config: config}
-	defer l.close()
-	err = l.run(func() error {
-		m = newManifest(label, l.parent, config.Parent)
-		auth := m.authorisation(pin)
-		defer clear(auth)
-		return l.makePINObject(m, auth)
-	})
-	return m, err
-}
-
-// prepareDir makes the token's directory, or takes over an empty one.
-func prepareDir(dir string) error {
-	entries, err := os.ReadDir(dir)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
-			return err
-		}
-		return os.Mkdir(dir, 0o700)
-	case err != nil:
-		return err
-	case len(entries) > 0:
-		return fmt.Errorf("%s is not empty; name a new one", dir)
-	}
-	return os.Chmod(dir, 0o700)
-}
-
 // Open opens the token in config.Directory without login. It does not ask the
 // TPM yet, which may be away for now. A directory without a token is
 // token.ErrTokenAbsent; one that other users can enter is refused.
@@ -322,55 +259,6 @@ func (t *Token) Info(ctx context.Context) (token.Info, error) {
 		return token.Info{}, err
 	}
 	return info, nil
-}
-
-// Login proves the PIN to the TPM, which costs one of its tries when the PIN is
-// wrong. A TPM that is locked or has one try left is asked nothing (token.ErrPINLocked).
-func (t *Token) Login(ctx context.Context, pin []byte) error {
-	return t.use(ctx, "login", func(l *link) error {
-		m, err := t.currentManifest()
-		if err != nil {
-			return err
-		}
-		if t.auth != nil && t.generation == m.Generation {
-			return nil
-		}
-		if err := l.mayTry(pin); err != nil {
-			return err
-		}
-		auth := m.authorisation(pin)
-		if err := l.provePIN(m, auth); err != nil {
-			clear(auth)
-			return err
-		}
-		t.logIn(m, auth)
-		return nil
-	})
-}
-
-func (t *Token) logIn(m *manifest, auth []byte) {
-	clear(t.auth)
-	t.auth, t.generation = auth, m.Generation
-	for _, k := range t.keys {
-		k.refused = false
-	}
-}
-
-// Logout forgets the authorisation and flushes the session that proved it.
-// Signatures under way end first. It needs no TPM.
-func (t *Token) Logout(ctx context.Context) error {
-	if err := t.take(ctx); err != nil {
-		return t.failed("logout", err)
-	}
-	defer t.give()
-	t.logOut()
-	return nil
-}
-
-func (t *Token) logOut() {
-	t.link.endSession()
-	clear(t.auth)
-	t.auth = nil
 }
 
 // Close logs out, flushes all that is loaded and closes the connection. A
