@@ -11,6 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-tpm/tpm2"
+	"github.com/google/go-tpm/tpm2/transport"
+
 	"chancery/client"
 	"chancery/e2e/lab"
 	"chancery/swtpm"
@@ -53,6 +56,21 @@ func TestASealedDatabaseOutlivesItsTPM(t *testing.T) {
 		t.Fatalf("by the TPM alone: %v", err)
 	}
 
+	extend(t, machine, 16)
+	hide("in the safe", "safe.key")
+	s.Server.Kill()
+	s.Serve()
+	if err := sign(); err != nil {
+		t.Fatalf("by the secret, since a PCR has changed: %v", err)
+	}
+	if test := s.TryOperator("seal", "test"); !strings.Contains(test.Stdout, "PCRs have changed") || !strings.Contains(test.Stderr, "seal_partly_closed") {
+		t.Errorf("seal test: %+v", test)
+	}
+	s.Operator("seal", "remove", "machine", "--yes")
+	s.Operator("seal", "add", "tpm", "machine", "--device", machine.Device(), "--pcr", "16")
+	s.Operator("seal", "rotate")
+	hide("safe.key", "in the safe")
+
 	machine.Stop()
 	if err := sign(); err != nil {
 		t.Fatalf("a daemon that has opened the seal needs no TPM any more: %v", err)
@@ -72,6 +90,17 @@ func TestASealedDatabaseOutlivesItsTPM(t *testing.T) {
 	}
 	s.Operator("user", "add", "somebody")
 	s.Alice("sign", "raw", "release", "server.toml", "-o", "signature")
+}
+
+func extend(t *testing.T, machine *swtpm.TPM, pcr uint) {
+	t.Helper()
+	machine.Use(func(tpm transport.TPM) error {
+		_, err := tpm2.PCRExtend{
+			PCRHandle: tpm2.AuthHandle{Handle: tpm2.TPMHandle(pcr), Auth: tpm2.PasswordAuth(nil)},
+			Digests:   tpm2.TPMLDigestValues{Digests: []tpm2.TPMTHA{{HashAlg: tpm2.TPMAlgSHA256, Digest: make([]byte, 32)}}},
+		}.Execute(tpm)
+		return err
+	})
 }
 
 // unlockWithin unlocks on a connection of its own.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/hmac"
 	"crypto/rand"
@@ -12,6 +13,7 @@ import (
 	"log/slog"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"sync"
 	"time"
@@ -40,7 +42,7 @@ func (c sealConfig) validate() error {
 
 // sealOpener opens the seal over the database. Log may be nil.
 func (c *config) sealOpener(log *slog.Logger) *seal.Opener {
-	keepers := &keepers{modules: c.Tokens, rejected: newRejectedPINs()}
+	keepers := &keepers{modules: c.Tokens, beside: []string{c.State.Directory, c.auditLog().Directory}, rejected: newRejectedPINs()}
 	return seal.NewOpener(seal.Config{Keeper: keepers.keeper, Deadline: c.Seal.Deadline, Required: c.Seal.Required, Log: log})
 }
 
@@ -48,6 +50,7 @@ func (c *config) sealOpener(log *slog.Logger) *seal.Opener {
 // open: they name only files that nobody else can read, and modules that the configuration allows.
 type keepers struct {
 	modules  tokensConfig
+	beside   []string // directories that are copied with the database, so that no secret may lie there
 	rejected *rejectedPINs
 }
 
@@ -58,7 +61,7 @@ func (k *keepers) keeper(kind string, parameters []byte) (seal.Keeper, error) {
 		if err := errors.Join(strictly(parameters, &file), file.Check()); err != nil {
 			return nil, err
 		}
-		return seal.Secret{File: file}, nil
+		return seal.Secret{File: file}, k.apart(file)
 	case seal.KindTPM:
 		var p tpm.Parameters
 		if err := errors.Join(strictly(parameters, &p), p.Check()); err != nil {
@@ -71,6 +74,25 @@ func (k *keepers) keeper(kind string, parameters []byte) (seal.Keeper, error) {
 	return nil, fmt.Errorf("%w: this version knows no seals of the kind %q", seal.ErrUnsuitable, kind)
 }
 
+// apart refuses a secret that a copy of the database would come with. Whoever writes to the database could also name there a file
+// whose content they know, such as a short audit log.
+func (k *keepers) apart(file seal.File) error {
+	path, err := filepath.EvalSymlinks(file.Name())
+	if err != nil {
+		return nil // reading it tells
+	}
+	for _, directory := range k.beside {
+		directory, err := filepath.EvalSymlinks(directory)
+		if err != nil {
+			continue // it does not exist, and so holds no secret
+		}
+		if relative, err := filepath.Rel(directory, path); err == nil && filepath.IsLocal(relative) {
+			return fmt.Errorf("%w: %s lies beside the database and goes with every copy of it: keep it elsewhere, such as in /etc/chancery", seal.ErrUnsuitable, file.Name())
+		}
+	}
+	return nil
+}
+
 func (k *keepers) pkcs11(parameters []byte) (seal.Keeper, error) {
 	var p pkcs11.Parameters
 	if err := errors.Join(strictly(parameters, &p), p.Check()); err != nil {
@@ -78,6 +100,9 @@ func (k *keepers) pkcs11(parameters []byte) (seal.Keeper, error) {
 	}
 	var err error
 	if p.Module, err = k.modules.module(p.Module); err != nil {
+		return nil, err
+	}
+	if err := k.apart(p.PIN); err != nil {
 		return nil, err
 	}
 	resolved, err := json.Marshal(p)
@@ -202,22 +227,17 @@ func hardware(kind string, parameters, secret []byte) (seal.Keeper, error) {
 
 // where tells for people what a seal's parameters name.
 func where(kind string, parameters []byte) string {
-	switch kind {
-	case seal.KindSecret:
-		var file seal.File
-		if strictly(parameters, &file) == nil {
-			return file.Name()
-		}
-	case seal.KindTPM:
-		var p tpm.Parameters
-		if strictly(parameters, &p) == nil {
-			return p.String()
-		}
-	case seal.KindPKCS11:
-		var p pkcs11.Parameters
-		if strictly(parameters, &p) == nil {
-			return p.String()
-		}
+	var file seal.File
+	var device tpm.Parameters
+	var key pkcs11.Parameters
+	text := ""
+	switch {
+	case kind == seal.KindSecret && strictly(parameters, &file) == nil:
+		text = file.Name()
+	case kind == seal.KindTPM && strictly(parameters, &device) == nil:
+		text = device.String()
+	case kind == seal.KindPKCS11 && strictly(parameters, &key) == nil:
+		text = key.String()
 	}
-	return "unknown"
+	return cmp.Or(text, "unknown")
 }
