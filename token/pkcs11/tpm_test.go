@@ -3,7 +3,6 @@ package pkcs11_test
 import (
 	"crypto"
 	"crypto/rsa"
-	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -15,28 +14,12 @@ import (
 	"chancery/token/tokentest"
 )
 
-// tpmModules are where distributions keep tpm2-pkcs11.
-var tpmModules = []string{
-	"/usr/lib/x86_64-linux-gnu/libtpm2_pkcs11.so.1", // Debian, Ubuntu
-	"/usr/lib/aarch64-linux-gnu/libtpm2_pkcs11.so.1",
-	"/usr/lib64/pkcs11/libtpm2_pkcs11.so", // Fedora
-}
-
 const tpmPIN, tpmLabel = "correct PIN", "chancery test"
 
 // newTPMToken makes a token in a TPM of its own, through tpm2-pkcs11.
 func newTPMToken(t testing.TB) (*swtpm.TPM, pkcs11.Config) {
 	t.Helper()
-	module := ""
-	for _, path := range tpmModules {
-		if _, err := os.Stat(path); err == nil {
-			module = path
-			break
-		}
-	}
-	if module == "" {
-		testtool.Missing(t, "tpm2-pkcs11")
-	}
+	module := swtpm.PKCS11Module(t)
 	tpm := swtpm.Start(t)
 	tpm.SetEnv()
 	serial, err := pkcs11.Initialize(pkcs11.NewTokenConfig{Module: module, Label: tpmLabel, SOPIN: []byte("SO PIN 4711"), PIN: []byte(tpmPIN)})
