@@ -59,6 +59,7 @@ type Process struct {
 	hung      atomic.Pointer[string]
 	silent    atomic.Bool
 	malformed atomic.Bool
+	started   atomic.Bool
 	closing   atomic.Bool
 	done      chan struct{}
 	closed    error // what Close returns, once done
@@ -95,6 +96,7 @@ func Start(ctx context.Context, cfg Config) (*Process, error) {
 		<-p.done
 		return nil, err
 	}
+	p.started.Store(true)
 	go p.watch()
 	return p, nil
 }
@@ -235,7 +237,7 @@ func (p *Process) bury() {
 	for _, waiting := range calls {
 		p.settle(waiting, outcome{err: p.ended})
 	}
-	if !p.closing.Load() {
+	if p.started.Load() && !p.closing.Load() { // else Start or Close says it
 		p.log.Error("the token's process ended", "pid", p.PID(), "cause", cause, "calls", len(calls))
 	}
 }

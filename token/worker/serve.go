@@ -57,7 +57,9 @@ type opened struct {
 // to all processes of a service, are ignored, so that a worker is there until the process at the other end needs it no more.
 func Serve(conn net.Conn, open Opener, log *slog.Logger) error {
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	return newServer(conn, log).run(open)
+	s := newServer(conn, log)
+	s.alone = true
+	return s.run(open)
 }
 
 // server is the worker's side of a link.
@@ -67,6 +69,7 @@ type server struct {
 	vault *Vault
 	watch *watch
 	slots int
+	alone bool // nothing else runs in this process
 
 	ending sync.Once
 	ended  chan struct{}
@@ -106,7 +109,9 @@ func (s *server) run(open Opener) error {
 	case <-s.ended:
 		return s.cause
 	}
-	raiseProcs(s.slots + 2)
+	if s.alone {
+		raiseProcs(s.slots + 2)
+	}
 	for range s.slots + 1 { // one more, so that one always reads
 		go s.follow()
 	}
