@@ -172,14 +172,26 @@ func tryStart(t testing.TB, s specification, change func(*Config)) (*Process, er
 	return p, err
 }
 
-// isRunning tells whether there is such a process that is more than a zombie.
-func isRunning(pid int) bool {
+// state is a process' one of proc(5), such as "T" for a stopped one; "" where there is none.
+func state(pid int) string {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return false
+		return ""
 	}
 	_, rest, _ := strings.Cut(string(status), ") ")
-	return !strings.HasPrefix(rest, "Z")
+	return rest[:1]
+}
+
+// isRunning tells whether there is such a process that is more than a zombie.
+func isRunning(pid int) bool { return state(pid) != "" && state(pid) != "Z" }
+
+// stop returns when all threads of the process have stopped, which is some time after the signal.
+func stop(t testing.TB, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the process stops", func() bool { return state(pid) == "T" })
 }
 
 func eventually(t testing.TB, what string, holds func() bool) {

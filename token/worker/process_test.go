@@ -187,9 +187,7 @@ func TestADerivationIsOverWhenItsProcessIs(t *testing.T) {
 	p := start(t, s, nil)
 	u := home.unlocking(t, 0, 1)
 	ledger := notebookOf(u)
-	if err := syscall.Kill(p.PID(), syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
+	stop(t, p.PID())
 	failed := make(chan error, 1)
 	go func() {
 		_, err := p.Unlock(context.Background(), u, ledger)
@@ -219,9 +217,7 @@ func TestAProcessThatIgnoresClose(t *testing.T) {
 			u := home.unlocking(t, 0, 1)
 			capability := mustUnlock(t, p, u)
 			if strings.Contains(name, "stopped") || strings.Contains(name, "full") {
-				if err := syscall.Kill(p.PID(), syscall.SIGSTOP); err != nil {
-					t.Fatal(err)
-				}
+				stop(t, p.PID())
 			}
 			var calls sync.WaitGroup
 			if strings.Contains(name, "full") {
