@@ -109,3 +109,17 @@ func TestAHelperTakesNoOtherInput(t *testing.T) {
 		t.Errorf("%v, %q", err, out.String())
 	}
 }
+
+func FuzzServe(f *testing.F) {
+	f.Add([]byte(`{"kind":"fake","parameters":"","new":true}`))
+	f.Add([]byte(`{"kind":"fake","parameters":"b2Rk","kept":"AA=="}`))
+	f.Fuzz(func(t *testing.T, question []byte) {
+		var out bytes.Buffer
+		err := helper.Serve(t.Context(), bytes.NewReader(question), &out, func(kind string, _, secret []byte) (seal.Keeper, error) {
+			return fake{kind: kind, secret: string(secret)}, nil
+		})
+		if (err == nil) != (bytes.Count(out.Bytes(), []byte("\n")) == 1) {
+			t.Fatalf("%v, answered %q", err, out.String())
+		}
+	})
+}

@@ -107,14 +107,14 @@ func (k Keeper) Share(ctx context.Context, stored []byte) (share []byte, err err
 	return share, err
 }
 
-// session is a connection to the TPM with its storage primary key loaded.
+// session is a connection to the TPM with its storage primary key at hand.
 type session struct {
 	tpm     transport.TPM
-	primary *tpm2.CreatePrimaryResponse
+	primary tpm2.NamedHandle
 	public  *tpm2.TPMTPublic
 }
 
-// with connects, loads the primary key and gives both back.
+// with connects, has the primary key at hand, and gives both back.
 func (k Keeper) with(ctx context.Context, act func(*session) error) (err error) {
 	if err := k.Check(); err != nil {
 		return err
@@ -131,20 +131,40 @@ func (k Keeper) with(ctx context.Context, act func(*session) error) (err error) 
 	return err
 }
 
+// provisioned is where the storage primary key is kept in TPMs that have been given to an owner (TCG TPM v2.0
+// Provisioning Guidance, section 7.8).
+const provisioned tpm2.TPMHandle = 0x81000001
+
 func use(tpm transport.TPM, act func(*session) error) (err error) {
-	primary, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)}.Execute(tpm)
+	made, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)}.Execute(tpm)
+	if errors.Is(err, tpm2.TPMRCBadAuth) {
+		return useProvisioned(tpm, act)
+	}
 	if err != nil {
 		return fmt.Errorf("storage primary key: %w", err)
 	}
 	defer func() {
-		_, flushed := tpm2.FlushContext{FlushHandle: primary.ObjectHandle}.Execute(tpm)
+		_, flushed := tpm2.FlushContext{FlushHandle: made.ObjectHandle}.Execute(tpm)
 		err = errors.Join(err, flushed)
 	}()
-	public, err := primary.OutPublic.Contents()
+	public, err := made.OutPublic.Contents()
 	if err != nil {
 		return fmt.Errorf("storage primary key: %w", err)
 	}
-	return act(&session{tpm, primary, public})
+	return act(&session{tpm, tpm2.NamedHandle{Handle: made.ObjectHandle, Name: made.Name}, public})
+}
+
+// useProvisioned is for a TPM whose owner has set a password, so that nobody else makes primary keys.
+func useProvisioned(tpm transport.TPM, act func(*session) error) error {
+	there, err := tpm2.ReadPublic{ObjectHandle: provisioned}.Execute(tpm)
+	if err != nil {
+		return fmt.Errorf("the TPM's owner has set a password, and there is no storage primary key at %#x: %w", uint32(provisioned), err)
+	}
+	public, err := there.OutPublic.Contents()
+	if err != nil {
+		return fmt.Errorf("storage primary key: %w", err)
+	}
+	return act(&session{tpm, tpm2.NamedHandle{Handle: provisioned, Name: there.Name}, public})
 }
 
 func known(err error) bool {
@@ -181,12 +201,12 @@ func open(ctx context.Context, device string) (transport.TPMCloser, error) {
 // secured are the options of sessions that are salted to the primary key and encrypt their first parameter, so that nobody on the bus to the
 // TPM reads the share (part 1, sections 19.6.13 and 21).
 func (s *session) secured() []tpm2.AuthOption {
-	return []tpm2.AuthOption{tpm2.Salted(s.primary.ObjectHandle, *s.public), tpm2.AESEncryption(keyBits, tpm2.EncryptInOut)}
+	return []tpm2.AuthOption{tpm2.Salted(s.primary.Handle, *s.public), tpm2.AESEncryption(keyBits, tpm2.EncryptInOut)}
 }
 
 func (s *session) parent() tpm2.AuthHandle {
 	return tpm2.AuthHandle{
-		Handle: s.primary.ObjectHandle, Name: s.primary.Name,
+		Handle: s.primary.Handle, Name: s.primary.Name,
 		Auth: tpm2.HMAC(tpm2.TPMAlgSHA256, nonceSize, s.secured()...),
 	}
 }
@@ -276,7 +296,7 @@ func loading(err error) error {
 
 // authorisation encrypts what the TPM answers. With PCRs it proves their values.
 func (s *session) authorisation(pcrs []uint) tpm2.Session {
-	options := []tpm2.AuthOption{tpm2.Salted(s.primary.ObjectHandle, *s.public), tpm2.AESEncryption(keyBits, tpm2.EncryptOut)}
+	options := []tpm2.AuthOption{tpm2.Salted(s.primary.Handle, *s.public), tpm2.AESEncryption(keyBits, tpm2.EncryptOut)}
 	if len(pcrs) == 0 {
 		return tpm2.HMAC(tpm2.TPMAlgSHA256, nonceSize, options...)
 	}

@@ -122,6 +122,53 @@ func TestOtherTPMsAndBytesAreForeign(t *testing.T) {
 	}
 }
 
+// provision puts the storage primary key where others find it.
+func provision(emulated *swtpm.TPM) {
+	emulated.Use(func(tpm transport.TPM) error {
+		made, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)}.Execute(tpm)
+		if err != nil {
+			return err
+		}
+		_, err = tpm2.EvictControl{
+			Auth: tpm2.TPMRHOwner, ObjectHandle: &tpm2.NamedHandle{Handle: made.ObjectHandle, Name: made.Name}, PersistentHandle: 0x81000001,
+		}.Execute(tpm)
+		if err != nil {
+			return err
+		}
+		_, err = tpm2.FlushContext{FlushHandle: made.ObjectHandle}.Execute(tpm)
+		return err
+	})
+}
+
+// setOwner sets a password, without which nobody makes primary keys any more.
+func setOwner(emulated *swtpm.TPM) {
+	emulated.Use(func(tpm transport.TPM) error {
+		_, err := tpm2.HierarchyChangeAuth{AuthHandle: tpm2.TPMRHOwner, NewAuth: tpm2.TPM2BAuth{Buffer: []byte("the owner's password")}}.Execute(tpm)
+		return err
+	})
+}
+
+// TestAnOwnersPasswordIsNotNeeded: the owner has put the storage primary key where others find it, and then set a password.
+func TestAnOwnersPasswordIsNotNeeded(t *testing.T) {
+	emulated := swtpm.Start(t)
+	k := keeper(emulated, 7)
+	share, kept := make1(t, k)
+	provision(emulated)
+	setOwner(emulated)
+	opens(t, k, share, kept)
+	share, kept = make1(t, k)
+	opens(t, k, share, kept)
+	if objects, sessions := emulated.Handles(); objects != 0 || sessions != 0 {
+		t.Errorf("%d objects and %d sessions are left", objects, sessions)
+	}
+
+	bare := swtpm.Start(t)
+	setOwner(bare)
+	if _, _, err := keeper(bare).New(t.Context()); !errors.Is(err, seal.ErrAbsent) {
+		t.Errorf("no primary key to be had: %v", err)
+	}
+}
+
 func TestADeadOrSilentTPMIsAbsent(t *testing.T) {
 	emulated := swtpm.Start(t)
 	k := keeper(emulated)
