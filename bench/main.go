@@ -21,9 +21,12 @@ import (
 
 func main() {
 	var err error
-	if len(os.Args) == 3 && os.Args[1] == workerArgument {
+	switch {
+	case len(os.Args) == 3 && os.Args[1] == workerArgument:
 		err = runWorker(os.Args[2], os.Stdin, os.Stdout)
-	} else {
+	case len(os.Args) == 2 && os.Args[1] == custodianArgument:
+		err = runCustodian()
+	default:
 		err = run(os.Args[1:], os.Stdout)
 	}
 	if err == nil || errors.Is(err, flag.ErrHelp) {
@@ -37,6 +40,8 @@ func main() {
 var sections = []section{
 	{"signatures", "signatures a second, by requests in flight", measureSignatures},
 	{"variants", "what each configuration of the server costs", measureVariants},
+	{"isolation", "what a process of its own costs a token", measureIsolation},
+	{"tpm", "signatures a second with keys in an emulated TPM", measureTPM},
 	{"latency", "one request at a time", measureLatency},
 	{"connects", "new connections", measureConnects},
 	{"memory", "memory by idle legs and by sessions", measureMemory},

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -77,6 +78,24 @@ func cpuTime(pid int) (time.Duration, error) {
 		ticks += n
 	}
 	return time.Duration(ticks) * clockTick, nil
+}
+
+// tokenProcess finds the process that a server keeps its token in, or 0.
+func tokenProcess(server int) int {
+	lists, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", server))
+	for _, list := range lists {
+		text, err := os.ReadFile(list)
+		if err != nil {
+			continue
+		}
+		for _, field := range strings.Fields(string(text)) {
+			line, err := os.ReadFile("/proc/" + field + "/cmdline")
+			if pid, convErr := strconv.Atoi(field); err == nil && convErr == nil && strings.Contains(string(line), "token-worker") {
+				return pid
+			}
+		}
+	}
+	return 0
 }
 
 // memory reads a process's resident and proportional set size, in KiB.

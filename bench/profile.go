@@ -24,6 +24,7 @@ func (s *stage) profile(dir string) error {
 		pid  int
 	}{
 		{"server", s.chain.Server.Command.Process.Pid},
+		{"token", tokenProcess(s.chain.Server.Command.Process.Pid)},
 		{"bridge", s.chain.Bridge.Command.Process.Pid},
 		{"client", s.client.pid},
 	} {

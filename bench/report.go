@@ -16,6 +16,8 @@ func (r *Results) Markdown() string {
 	r.targets(&b)
 	r.signatureTables(&b)
 	r.variantTable(&b)
+	r.isolationTable(&b)
+	r.tpmTable(&b)
 	r.latencyTable(&b)
 	r.connectTable(&b)
 	r.memoryTable(&b)
@@ -71,6 +73,11 @@ func (r *Results) targets(b *strings.Builder) {
 	if r.Connects != nil {
 		targets = append(targets, target{"connects, of the bare tunnel", r.Connects.Ratio, 0.7, true})
 	}
+	for _, i := range r.Isolation {
+		if want := map[string]float64{"p256": 0.8, "rsa2048": 0.97}[i.Algorithm]; i.Load == "64 in flight" {
+			targets = append(targets, target{titles[i.Algorithm] + ", 64 in flight, in a process of its own, of in one process", i.Isolated.Ratio, want, true})
+		}
+	}
 	for _, v := range r.Variants {
 		if v.Variant == notDurable && v.Figure.Load == "64 in flight" {
 			targets = append(targets, target{titles[v.Algorithm] + ", 64 in flight, price of durable records", 1 - 1/v.Figure.Ratio, 0.1, false})
@@ -90,14 +97,14 @@ func (r *Results) signatureTables(b *strings.Builder) {
 		a := &r.Signatures[i]
 		var rows [][]string
 		for _, f := range a.Raw {
-			rows = append(rows, []string{"raw token, " + f.Load, fmt.Sprintf("%.0f", f.Median), spread(f.Slices, "%.0f"), "", cost(f, "raw"), "", "", ""})
+			rows = append(rows, []string{"raw token, " + f.Load, fmt.Sprintf("%.0f", f.Median), spread(f.Slices, "%.0f"), "", cost(f, "raw"), "", "", "", ""})
 		}
 		for _, f := range a.Chain {
 			rows = append(rows, []string{f.Load, fmt.Sprintf("%.0f", f.Median), spread(f.Slices, "%.0f"), fmt.Sprintf("**%.2f**", f.Ratio),
-				"", cost(f, "client"), cost(f, "bridge"), cost(f, "server")})
+				"", cost(f, "client"), cost(f, "bridge"), cost(f, "server"), cost(f, "token")})
 		}
 		table(b, titles[a.Algorithm]+": signatures a second",
-			[]string{"load", "median", "quartiles", "of raw, " + a.BestRaw, "CPU µs each: token alone", "client", "bridge", "server"}, rows)
+			[]string{"load", "median", "quartiles", "of raw, " + a.BestRaw, "CPU µs each: token alone", "client", "bridge", "server", "token's process"}, rows)
 	}
 }
 
@@ -107,10 +114,23 @@ func (r *Results) variantTable(b *strings.Builder) {
 	var rows [][]string
 	for _, v := range r.Variants {
 		rows = append(rows, []string{titles[v.Algorithm], v.Figure.Load, v.Variant, fmt.Sprintf("%.0f", v.Figure.Median), spread(v.Figure.Slices, "%.0f"), fmt.Sprintf("%.2f", v.Figure.Ratio),
-			cost(v.Figure, "client"), cost(v.Figure, "bridge"), cost(v.Figure, "server")})
+			cost(v.Figure, "client"), cost(v.Figure, "bridge"), cost(v.Figure, "server"), cost(v.Figure, "token")})
 	}
 	if len(rows) > 0 {
-		table(b, "Signatures a second by configuration", []string{"key", "load", "configuration", "median", "quartiles", "of " + asInstalled, "CPU µs each: client", "bridge", "server"}, rows)
+		table(b, "Signatures a second by configuration", []string{"key", "load", "configuration", "median", "quartiles", "of " + asInstalled, "CPU µs each: client", "bridge", "server", "token's process"}, rows)
+	}
+}
+
+func (r *Results) isolationTable(b *strings.Builder) {
+	if rows := isolationRows(r.Isolation); len(rows) > 0 {
+		table(b, "A token in a process of its own: signatures a second", []string{"key", "load", "in one process", "quartiles", "in its own", "quartiles", "ratio",
+			"CPU µs each: one process", "caller", "token's own", "ratio of all CPU"}, rows)
+	}
+}
+
+func (r *Results) tpmTable(b *strings.Builder) {
+	if rows := tpmRows(r.TPM); len(rows) > 0 {
+		table(b, "Keys in an emulated TPM: signatures a second", []string{"key", "load", "median", "quartiles", "of raw"}, rows)
 	}
 }
 

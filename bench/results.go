@@ -18,6 +18,8 @@ type Results struct {
 	Machine    Machine
 	Signatures []AlgorithmResult `json:",omitempty"`
 	Variants   []VariantResult   `json:",omitempty"`
+	Isolation  []IsolationResult `json:",omitempty"`
+	TPM        []TPMResult       `json:",omitempty"`
 	Latency    *LatencyResult    `json:",omitempty"`
 	Connects   *ConnectResult    `json:",omitempty"`
 	Memory     []MemoryResult    `json:",omitempty"`

@@ -105,7 +105,12 @@ func figures(loads []load) []Figure {
 }
 
 func chainProcesses(l *lab.Lab, client *worker) map[string]int {
-	return map[string]int{"client": client.pid, "bridge": l.Bridge.Command.Process.Pid, "server": l.Server.Command.Process.Pid}
+	server := l.Server.Command.Process.Pid
+	processes := map[string]int{"client": client.pid, "bridge": l.Bridge.Command.Process.Pid, "server": server}
+	if pid := tokenProcess(server); pid != 0 {
+		processes["token"] = pid
+	}
+	return processes
 }
 
 // finish computes medians and ratios. The best raw figure is the one with the

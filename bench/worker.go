@@ -43,9 +43,11 @@ type tasks map[string]func(context.Context, order) (answer, error)
 
 // kinds are the workers. Each reads its settings and returns what it can do.
 var kinds = map[string]func(context.Context, *json.Decoder) (tasks, error){
-	"raw":    newRaw,
-	"client": newClientTasks,
-	"echo":   newEcho,
+	"raw":     newRaw,
+	"client":  newClientTasks,
+	"echo":    newEcho,
+	"custody": newCustody,
+	"tpm":     newRawTPM,
 }
 
 // runWorker is the worker's side.
