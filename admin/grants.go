@@ -21,6 +21,7 @@ type GrantSpec struct {
 
 	Lease     time.Duration // how long an unlock lasts, in whole seconds; 0: as long as the server lets it. For keys only
 	LeaseUses int           // signatures that an unlock is good for; 0: any number. For keys only
+	Priority  int           // 0 to users.MaxPriority: how soon requests get their turn at the token. For keys only
 }
 
 func (g GrantSpec) check(now time.Time) error {
@@ -29,6 +30,9 @@ func (g GrantSpec) check(now time.Time) error {
 	}
 	if g.Lease < 0 || g.LeaseUses < 0 || g.Token != "" && (g.Lease > 0 || g.LeaseUses > 0) {
 		return fmt.Errorf("%w: a lease limits the unlocks of a key, by a positive time or number", ErrRequest)
+	}
+	if err := checkPriority(g.Target, g.Priority); err != nil {
+		return err
 	}
 	switch g.Role {
 	case users.RoleTokenManager:
@@ -98,7 +102,7 @@ func newGrant(s *users.Snapshot, p *proof, spec GrantSpec, to recipient) (users.
 	}
 	grant := users.Grant{
 		UserID: user.ID, TokenID: p.token.ID, Role: spec.Role, Expires: spec.Expires,
-		PINVersion: p.token.PINVersion, CreatedBy: p.user.Name, Lease: spec.Lease, LeaseUses: spec.LeaseUses,
+		PINVersion: p.token.PINVersion, CreatedBy: p.user.Name, Lease: spec.Lease, LeaseUses: spec.LeaseUses, Priority: spec.Priority,
 	}
 	if spec.Key != "" {
 		key, err := namedKey(s, spec.Key)
@@ -168,6 +172,36 @@ func (o *Office) RevokeGrant(ctx context.Context, user string, target Target, fo
 		}
 		return o.Store.RevokeGrant(ctx, grant.ID)
 	})
+}
+
+// SetPriority changes how soon a user's requests to sign with a key get their turn, from 0 to users.MaxPriority. Sessions
+// that have the key unlocked have to unlock it again.
+func (o *Office) SetPriority(ctx context.Context, user string, target Target, priority int) (users.Grant, error) {
+	if err := target.check(); err != nil {
+		return users.Grant{}, err
+	}
+	if err := checkPriority(target, priority); err != nil {
+		return users.Grant{}, err
+	}
+	var changed users.Grant
+	err := o.retrying(ctx, func(s *users.Snapshot) error {
+		_, held, err := heldGrant(s, user, target)
+		if err != nil {
+			return err
+		}
+		grant := *held
+		grant.Priority = priority
+		changed, err = o.Store.ReplaceGrant(ctx, grant)
+		return err
+	})
+	return changed, err
+}
+
+func checkPriority(target Target, priority int) error {
+	if priority < 0 || priority > users.MaxPriority || priority > 0 && target.Token != "" {
+		return fmt.Errorf("%w: the priority of a grant on a key is from 0 to %d", ErrRequest, users.MaxPriority)
+	}
+	return nil
 }
 
 // DeleteUser removes a user with all their grants. Who is the last manager of a key or token

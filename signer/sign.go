@@ -83,7 +83,7 @@ func (t *session) signAll(ctx context.Context, id uint64, request *wire.SignAll)
 // perform waits for a turn at the token and has it make some signatures of one request. The grant is looked at when the
 // turn has come. A token that failed is opened anew, so that the user's next unlock finds it in order.
 func (t *session) perform(ctx context.Context, key string, opened unlocked, jobs []job, signatures []wire.Signature) error {
-	turn, err := opened.home.slot.queue.Acquire(ctx, queue.Ticket{User: t.userID, Cost: int64(len(jobs))})
+	turn, err := opened.home.slot.queue.Acquire(ctx, queue.Ticket{User: t.userID, Priority: opened.priority, Cost: int64(len(jobs))})
 	if err != nil {
 		return queued(err)
 	}

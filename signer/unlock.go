@@ -28,6 +28,7 @@ type unlocked struct {
 	keyID      int64
 	tokenKeyID []byte
 	lease      *lease
+	priority   int // at the token's queue
 }
 
 // unlock opens a key with the user's passphrase. One user has one unlock looked
@@ -119,7 +120,7 @@ func (t *session) present(ctx context.Context, found granted, passphrase wire.Se
 	return unlocked{
 		grantID: found.grant.ID, generation: found.grant.Generation, handle: found.key.Handle, algorithm: found.key.Algorithm,
 		home: home, capability: capability, keyID: found.key.ID, tokenKeyID: found.key.TokenKeyID,
-		lease: t.server.newLease(found.grant, time.Now()),
+		lease: t.server.newLease(found.grant, time.Now()), priority: found.grant.Priority,
 	}, nil
 }
 

@@ -49,7 +49,7 @@ type Store interface {
 
 	// AddGrant stores a grant. ErrExists when the user holds one on the same key (or token) already.
 	AddGrant(ctx context.Context, g Grant) (Grant, error)
-	// ReplaceGrant changes access key, wraps, role, expiry and lease of the grant with g.ID and grows its
+	// ReplaceGrant changes access key, wraps, role, expiry, lease and priority of the grant with g.ID and grows its
 	// Generation. ErrStale when the grant's Generation is no longer g.Generation.
 	ReplaceGrant(ctx context.Context, g Grant) (Grant, error)
 	RevokeGrant(ctx context.Context, id int64) error

@@ -153,7 +153,11 @@ type Grant struct {
 
 	Lease     time.Duration // how long an unlock lasts, in whole seconds; 0: as long as the server lets it
 	LeaseUses int           // signatures that an unlock is good for; 0: any number
+	Priority  int           // 0 to MaxPriority: how soon requests get their turn at the token, beside the others'
 }
+
+// MaxPriority is the highest priority of a Grant; its requests weigh 128 times those of priority 0.
+const MaxPriority = 7
 
 // UnlockFailures are the wrong passphrases that a user gave for a key since the last right one.
 type UnlockFailures struct {

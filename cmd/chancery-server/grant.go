@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -15,7 +16,7 @@ import (
 
 func (a *app) grantCommand() *cobra.Command {
 	return family("grant", "Manage who may use which key",
-		a.grantAddCommand(), a.grantListCommand(), a.grantRevokeCommand(), a.grantPassphraseCommand())
+		a.grantAddCommand(), a.grantListCommand(), a.grantRevokeCommand(), a.grantPriorityCommand(), a.grantPassphraseCommand())
 }
 
 // targetArguments reads KEY USER, or USER alone with --token.
@@ -47,6 +48,7 @@ type grantFlags struct {
 	role, expires string
 	lease         time.Duration
 	uses          int
+	priority      int
 	token         *string
 	actor         *actorFlags
 	grantee       *granteeFlags
@@ -68,6 +70,7 @@ their passphrase, or to a passphrase that they type here.`,
 	command.Flags().StringVar(&flags.expires, "expires", "", "end of the grant: a date (its first moment, UTC), an RFC 3339 time or a duration such as 720h (default never)")
 	command.Flags().DurationVar(&flags.lease, "lease", 0, "how long an unlock lasts, such as 8h (default: sessions.lease of the configuration)")
 	command.Flags().IntVar(&flags.uses, "uses", 0, "signatures that an unlock is good for (default: any number)")
+	command.Flags().IntVar(&flags.priority, "priority", 0, priorityUsage)
 	completeWords(command, "role", string(users.RoleSigner), string(users.RoleManager))
 	command.RunE = func(command *cobra.Command, args []string) error {
 		target, user, err := targetArguments(*flags.token, args)
@@ -98,7 +101,12 @@ func (f *grantFlags) spec(command *cobra.Command, target admin.Target) (admin.Gr
 	if err := f.checkLease(command, target); err != nil {
 		return spec, err
 	}
-	spec.Lease, spec.LeaseUses = f.lease, f.uses
+	if command.Flags().Changed("priority") {
+		if err := checkPriority("--priority", target, f.priority); err != nil {
+			return spec, err
+		}
+	}
+	spec.Lease, spec.LeaseUses, spec.Priority = f.lease, f.uses, f.priority
 	var err error
 	spec.Expires, err = parseExpiry(f.expires, time.Now())
 	return spec, err
@@ -143,6 +151,9 @@ func (a *app) addGrant(ctx context.Context, command *cobra.Command, office *admi
 	}
 	if lease := leaseText(spec.Lease, spec.LeaseUses); lease != "" {
 		about.details["lease"] = lease
+	}
+	if spec.Priority > 0 {
+		about.details["priority"] = strconv.Itoa(spec.Priority)
 	}
 	err = a.recorded(ctx, about, func() (err error) {
 		added, err = office.AddGrant(ctx, actor, spec, grantee)
@@ -247,9 +258,9 @@ func (a *app) grantListCommand() *cobra.Command {
 						continue
 					}
 					views = append(views, g)
-					rows = append(rows, []string{fmt.Sprint(g.ID), g.User, string(g.Role), g.target(), "hardware: " + yesNo(g.Hardware), g.until(), leaseText(g.lease, g.LeaseUses), g.Fingerprint, g.CreatedBy})
+					rows = append(rows, []string{fmt.Sprint(g.ID), g.User, string(g.Role), g.target(), "hardware: " + yesNo(g.Hardware), g.until(), leaseText(g.lease, g.LeaseUses), strconv.Itoa(g.Priority), g.Fingerprint, g.CreatedBy})
 				}
-				return a.list(command, views, []string{"ID", "USER", "ROLE", "OF", "PROTECTION", "EXPIRES", "LEASE", "ACCESS KEY", "GRANTED BY"}, rows)
+				return a.list(command, views, []string{"ID", "USER", "ROLE", "OF", "PROTECTION", "EXPIRES", "LEASE", "PRIORITY", "ACCESS KEY", "GRANTED BY"}, rows)
 			})
 		},
 	}

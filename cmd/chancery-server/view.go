@@ -61,6 +61,7 @@ type grantView struct {
 	CreatedBy   string     `json:"created_by"`
 	Lease       string     `json:"lease,omitempty"`      // how long an unlock lasts; absent: the configuration says it
 	LeaseUses   int        `json:"lease_uses,omitempty"` // signatures that an unlock is good for; absent: any number
+	Priority    int        `json:"priority"`             // 0 to 7
 
 	lease time.Duration
 }
@@ -110,7 +111,7 @@ func viewGrant(s *users.Snapshot, g *users.Grant) grantView {
 	view := grantView{
 		ID: g.ID, User: userName(s, g.UserID), Role: g.Role, Expires: optionalTime(g.Expires), Expired: g.Expired(time.Now()),
 		Fingerprint: g.Access.Fingerprint(), CreatedAt: g.CreatedAt.UTC(), CreatedBy: g.CreatedBy,
-		LeaseUses: g.LeaseUses, lease: g.Lease,
+		LeaseUses: g.LeaseUses, Priority: g.Priority, lease: g.Lease,
 	}
 	if g.Lease > 0 {
 		view.Lease = g.Lease.String()
@@ -155,6 +156,9 @@ func (g grantView) sentence() string {
 	text := fmt.Sprintf("#%d %s is %s of %s (hardware: %s), expires: %s", g.ID, g.User, g.Role, g.target(), yesNo(g.Hardware), g.until())
 	if lease := leaseText(g.lease, g.LeaseUses); lease != "" {
 		text += ", unlocks last: " + lease
+	}
+	if g.Priority > 0 {
+		text += fmt.Sprintf(", priority: %d", g.Priority)
 	}
 	return text
 }

@@ -26,10 +26,10 @@ func (c *change) addGrant(g *users.Grant) (err error) {
 	normalise(g)
 	g.Generation, g.CreatedAt = c.revision, fromUnix(c.now)
 	g.ID, err = c.insert("grant of this user", `INSERT INTO grants
-		(user_id, token_id, key_id, role, expires, generation, access_key, wrapped, staged, created_at, created_by, lease_seconds, lease_uses)
-		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		(user_id, token_id, key_id, role, expires, generation, access_key, wrapped, staged, created_at, created_by, lease_seconds, lease_uses, priority)
+		VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)`,
 		g.UserID, g.TokenID, sql.NullInt64{Int64: g.KeyID, Valid: g.KeyID != 0}, string(g.Role), seconds(g.Expires),
-		g.Generation, g.Access.Bytes(), g.Wrapped, g.Staged, c.now, g.CreatedBy, int64(g.Lease/time.Second), g.LeaseUses)
+		g.Generation, g.Access.Bytes(), g.Wrapped, g.Staged, c.now, g.CreatedBy, int64(g.Lease/time.Second), g.LeaseUses, g.Priority)
 	return err
 }
 
@@ -61,7 +61,7 @@ func (c *change) checkPINVersion(g *users.Grant) error {
 	return nil
 }
 
-// ReplaceGrant changes access key, wraps, role and expiry of a grant.
+// ReplaceGrant changes access key, wraps, role, expiry, lease and priority of a grant.
 func (s *Store) ReplaceGrant(ctx context.Context, g users.Grant) (users.Grant, error) {
 	err := s.change(ctx, func(c *change) error { return c.replaceGrant(&g) })
 	if err != nil {
@@ -90,8 +90,9 @@ func (c *change) replaceGrant(g *users.Grant) error {
 	normalise(g)
 	g.KeyID, g.CreatedAt, g.Generation = key.Int64, fromUnix(created), c.revision
 	return c.exec(fmt.Sprintf("grant %d", g.ID),
-		`UPDATE grants SET role = ?, expires = ?, generation = ?, access_key = ?, wrapped = ?, staged = ?, lease_seconds = ?, lease_uses = ? WHERE id = ?`,
-		string(g.Role), seconds(g.Expires), g.Generation, g.Access.Bytes(), g.Wrapped, g.Staged, int64(g.Lease/time.Second), g.LeaseUses, g.ID)
+		`UPDATE grants SET role = ?, expires = ?, generation = ?, access_key = ?, wrapped = ?, staged = ?, lease_seconds = ?, lease_uses = ?, priority = ?
+		WHERE id = ?`,
+		string(g.Role), seconds(g.Expires), g.Generation, g.Access.Bytes(), g.Wrapped, g.Staged, int64(g.Lease/time.Second), g.LeaseUses, g.Priority, g.ID)
 }
 
 // RevokeGrant removes a grant.

@@ -36,7 +36,7 @@ const (
 	selectKeys         = `SELECT id, name, token_id, token_key_id, algorithm, public, handle, origin, disabled, created_at, attestation FROM keys`
 	selectCertificates = `SELECT id, key_id, kind, name, fingerprint, armored, created_at FROM certificates`
 	selectGrants       = `SELECT grants.id AS id, user_id, token_id, key_id, role, expires, generation, coalesce(pin_version, 0) AS pin_version,
-		access_key, wrapped, staged, grants.created_at AS created_at, created_by, lease_seconds, lease_uses
+		access_key, wrapped, staged, grants.created_at AS created_at, created_by, lease_seconds, lease_uses, priority
 		FROM grants LEFT JOIN tokens ON tokens.id = token_id`
 	selectSeals    = `SELECT id, name, kind, parameters, wrapped, created_at FROM seals`
 	selectFailures = `SELECT user_id, key_id, count, last_at FROM unlock_failures ORDER BY user_id, key_id`
@@ -216,7 +216,7 @@ func scanGrant(rows *sql.Rows) (g users.Grant, err error) {
 	var created, lease int64
 	var accessKey []byte
 	err = rows.Scan(&g.ID, &g.UserID, &g.TokenID, &key, &g.Role, &expires, &g.Generation, &g.PINVersion, &accessKey,
-		&g.Wrapped, &g.Staged, &created, &g.CreatedBy, &lease, &g.LeaseUses)
+		&g.Wrapped, &g.Staged, &created, &g.CreatedBy, &lease, &g.LeaseUses, &g.Priority)
 	if err != nil {
 		return g, err
 	}

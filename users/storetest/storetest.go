@@ -38,6 +38,7 @@ func Run(t *testing.T, backend Backend) {
 		"rejected in a change":   testRejectionDuringChange,
 		"revision":               testRevision,
 		"leases":                 testLeases,
+		"priorities":             testPriorities,
 		"failed unlocks":         testUnlockFailures,
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -32,6 +32,26 @@ func testLeases(t *testing.T, f *fixture) {
 	}
 }
 
+func testPriorities(t *testing.T, f *fixture) {
+	wanted := f.grant(f.bob, users.RoleSigner)
+	wanted.Priority = users.MaxPriority
+	added := must(f.AddGrant(f.ctx, wanted))(t)
+	if got, _ := f.snapshot(t).Grant(added.ID); got.Priority != users.MaxPriority {
+		t.Errorf("added %+v, read %+v", added, got)
+	}
+	added.Priority = 3
+	replaced := must(f.ReplaceGrant(f.ctx, added))(t)
+	if got, _ := f.snapshot(t).Grant(added.ID); got.Priority != 3 || replaced.Generation <= added.Generation {
+		t.Errorf("replaced by %+v, read %+v", replaced, got)
+	}
+	for _, priority := range []int{-1, users.MaxPriority + 1} {
+		replaced.Priority = priority
+		if _, err := f.ReplaceGrant(f.ctx, replaced); err == nil {
+			t.Errorf("priority %d was stored", priority)
+		}
+	}
+}
+
 func testUnlockFailures(t *testing.T, f *fixture) {
 	read := func(want ...users.UnlockFailures) {
 		t.Helper()
