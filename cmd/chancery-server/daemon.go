@@ -33,8 +33,9 @@ func (a *app) serveCommand() *cobra.Command {
 		Use: serveName, Short: "Run the daemon until SIGTERM or SIGINT",
 		Long: `Run the daemon until SIGTERM or SIGINT. Requests in flight then have
 sessions.drain_timeout to end; a second signal ends them at once. SIGHUP closes all
-tokens and opens them again. Certificates, key and revocation lists are loaded again
-when their files change, at once with SIGHUP. No PIN is needed: each user's passphrase unlocks what is theirs.`,
+tokens and opens them again, and tries a closed seal at once. Certificates, key and
+revocation lists are loaded again when their files change, at once with SIGHUP. No PIN
+is needed: each user's passphrase unlocks what is theirs.`,
 		Args: cli.Args(cobra.NoArgs),
 		RunE: func(command *cobra.Command, _ []string) error {
 			c, err := a.loadConfig()
@@ -158,6 +159,7 @@ func (d *daemon) reopenOnHangup(ctx context.Context) {
 				d.listener.CutRevoked()
 				d.reopenAll(ctx)
 				d.manager.Ready(serving)
+				_ = d.signer.Refresh(ctx) // a seal that opens again need not wait; what fails, the next poll logs
 			}
 		}
 	}()
