@@ -15,11 +15,15 @@ const asInstalled = "as installed"
 // notDurable shows what waiting for the disk costs.
 const notDurable = "records not made durable"
 
+// notVerified shows what verifying each signature costs.
+const notVerified = "signatures not verified"
+
 // variants are compared with each other, slice by slice. The first is asInstalled.
 func variants(o options) []variant {
 	all := []variant{
 		{name: asInstalled},
 		{name: notDurable, configuration: []string{"CHANCERY_SERVER_AUDIT_UNSAFE_NO_SYNC=true"}},
+		{name: notVerified, configuration: []string{"CHANCERY_SERVER_TOKENS_UNSAFE_UNVERIFIED=true"}},
 	}
 	for _, dir := range o.against {
 		all = append(all, variant{name: "programs of " + dir, programs: dir})

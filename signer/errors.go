@@ -72,6 +72,7 @@ var answers = []struct {
 	{worker.ErrCapability, wire.CodeNotUnlocked, "unlock_gone"},
 	{worker.ErrCorrupt, wire.CodeTokenUnavailable, "corrupt_signature"},
 	{worker.ErrGone, wire.CodeTokenUnavailable, ""},
+	{token.ErrBroken, wire.CodeTokenUnavailable, "token_broken"},
 	{errOpening, wire.CodeTokenUnavailable, "token_opening"},
 	{access.ErrWrongPassphrase, wire.CodeWrongPassphrase, ""},
 	{users.ErrPINRejected, wire.CodeTokenPINRejected, ""},

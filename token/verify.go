@@ -38,7 +38,7 @@ func verifies(public crypto.PublicKey, digest []byte, opts crypto.SignerOpts, si
 			salt := &rsa.PSSOptions{SaltLength: rsa.PSSSaltLengthEqualsHash}
 			return rsa.VerifyPSS(key, pss.Hash, digest, signature, salt) == nil
 		}
-		return rsa.VerifyPKCS1v15(key, opts.HashFunc(), digest, signature) == nil
+		return verifiesPlain(key, opts.HashFunc(), digest, signature)
 	case *ecdsa.PublicKey:
 		return ecdsa.VerifyASN1(key, digest, signature) // takes the leftmost bits of long digests
 	case ed25519.PublicKey:

@@ -76,7 +76,7 @@ func (w way) sign(t testing.TB) []byte {
 }
 
 func TestVerify(t *testing.T) {
-	for _, w := range ways(t, token.RSA2048, token.P256, token.P384, token.P521, token.Ed25519) {
+	for _, w := range ways(t, token.RSA2048, token.RSA3072, token.P256, token.P384, token.P521, token.Ed25519) {
 		signature := w.sign(t)
 		if err := token.Verify(w.key.Public(), w.digest, w.opts, signature); err != nil {
 			t.Errorf("%s: %v", w.name, err)

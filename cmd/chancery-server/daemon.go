@@ -92,6 +92,9 @@ func serve(ctx context.Context, c *config) error {
 	if err != nil {
 		return errors.Join(err, store.Close())
 	}
+	if c.Tokens.UnsafeUnverified {
+		log.Warn("tokens.unsafe_unverified is set: a signature that a failing token got wrong can leave the server")
+	}
 	if c.Audit.UnsafeNoSync {
 		log.Warn("audit.unsafe_no_sync is set: records of signatures can be lost when the power fails")
 	}

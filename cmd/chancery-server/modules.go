@@ -27,6 +27,8 @@ type tokensConfig struct {
 	OpenTimeout time.Duration `mapstructure:"open_timeout"`
 	Queue       int           `mapstructure:"queue"`          // requests that wait for one token
 	QueueUser   int           `mapstructure:"queue_per_user"` // of these, of one user
+
+	UnsafeUnverified bool `mapstructure:"unsafe_unverified"` // for measurements only
 }
 
 func (c tokensConfig) validate() error {

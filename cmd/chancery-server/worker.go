@@ -86,6 +86,7 @@ func (c *config) openInWorker(log *slog.Logger) func(context.Context, users.Toke
 		process, err := worker.Start(ctx, worker.Config{
 			Args:          []string{workerName, "--log-level", c.Log.Level, "--log-format", c.Log.Format, t.Name},
 			Specification: specification, Log: log.With("token", t.Name),
+			Unverified:  c.Tokens.UnsafeUnverified,
 			CallTimeout: c.Tokens.CallTimeout, OpenTimeout: c.Tokens.OpenTimeout,
 		})
 		if err != nil {

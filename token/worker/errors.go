@@ -27,6 +27,7 @@ var named = []struct {
 	{"pin_invalid", token.ErrPINInvalid},
 	{"login_required", token.ErrLoginRequired},
 	{"absent", token.ErrTokenAbsent},
+	{"broken", token.ErrBroken},
 	{"unsupported", token.ErrUnsupported},
 	{"busy", token.ErrBusy},
 	{"closed", token.ErrClosed},

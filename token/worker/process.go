@@ -2,6 +2,7 @@ package worker
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,6 +27,9 @@ type Config struct {
 	Environment   []string // nil: that of the running program without what is for it alone
 	Specification []byte   // what the Opener at the other end is given
 	Log           *slog.Logger
+	// Unverified has signatures given out as the token makes them: for a token that verifies its own, as package
+	// replica does, and for measuring what that costs.
+	Unverified bool
 
 	CallTimeout time.Duration // default 10 s: a call to the token that takes longer ends the process
 	OpenTimeout time.Duration // default 30 s: from starting the process until the token is open
@@ -77,10 +81,8 @@ func Start(ctx context.Context, cfg Config) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("worker: %w", err)
 	}
-	command, err := cfg.command(far)
-	if err == nil {
-		err = command.Start()
-	}
+	command := cfg.command(far)
+	err = command.Start()
 	far.Close() // or else the end of the process would not be that of the link
 	if err != nil {
 		near.Close()
@@ -117,22 +119,21 @@ func socketpair() (near net.Conn, far *os.File, err error) {
 	return near, far, nil
 }
 
-func (c *Config) command(link *os.File) (*exec.Cmd, error) {
-	path := c.Path
-	if path == "" {
-		var err error
-		if path, err = os.Executable(); err != nil {
-			return nil, err
-		}
+// ownProgram is the program that runs, even if another version was installed over it meanwhile: both ends speak the same (proc(5)).
+const ownProgram = "/proc/self/exe"
+
+func (c *Config) command(link *os.File) *exec.Cmd {
+	command := exec.Command(cmp.Or(c.Path, ownProgram), c.Args...)
+	if c.Path == "" {
+		command.Args[0] = os.Args[0]
 	}
-	command := exec.Command(path, c.Args...)
 	command.Env = c.Environment
 	if command.Env == nil {
 		command.Env = inherited(os.Environ())
 	}
 	command.Stderr = os.Stderr
 	command.ExtraFiles = []*os.File{link} // becomes LinkFD
-	return command, nil
+	return command
 }
 
 // inherited leaves out what systemd tells the daemon alone, and the daemon's own settings.
@@ -153,7 +154,7 @@ func inherited(environment []string) []string {
 func (p *Process) open(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.OpenTimeout)
 	defer cancel()
-	text, err := json.Marshal(opening{CallTimeout: p.cfg.CallTimeout, Specification: p.cfg.Specification})
+	text, err := json.Marshal(opening{CallTimeout: p.cfg.CallTimeout, Specification: p.cfg.Specification, Unverified: p.cfg.Unverified})
 	if err != nil {
 		return err
 	}

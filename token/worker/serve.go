@@ -44,6 +44,7 @@ type Opener func(ctx context.Context, specification []byte, log *slog.Logger) (t
 type opening struct {
 	CallTimeout   time.Duration
 	Specification []byte
+	Unverified    bool
 }
 
 // opened is its result.
@@ -173,6 +174,7 @@ func (s *server) open(number uint64, what opening, open Opener) error {
 		return errors.Join(err, s.fail(number, err))
 	}
 	s.vault = NewVault(&watched{t, s.watch}, s.log)
+	s.vault.unverified = what.Unverified
 	go s.watch.run(what.CallTimeout, s.ended, s.hung)
 	info, err := s.vault.Info(ctx)
 	if err != nil {
