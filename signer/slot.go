@@ -164,19 +164,24 @@ func (s *slot) keep() {
 			home.retire()
 		case <-again:
 		}
-		if home != nil && home.isClosed() {
+		switch {
+		case home != nil && s.superseded(home):
+			pause.reset() // closing it was somebody's wish, and no fault of the token
+		case home != nil && home.isClosed():
 			pause.ended(home.opened, time.Now())
 		}
 	}
 }
 
-// mustClose tells whether the token was retired, or was being opened by a record
-// that has changed since or before it was to be opened anew.
-func (s *slot) mustClose(home *openToken) bool {
+// mustClose tells whether the token was retired or superseded.
+func (s *slot) mustClose(home *openToken) bool { return home.isClosed() || s.superseded(home) }
+
+// superseded tells whether the token was being opened by a record that has changed since, or before it was to be opened anew.
+func (s *slot) superseded(home *openToken) bool {
 	s.mu.Lock()
 	record, round := s.record, s.round
 	s.mu.Unlock()
-	return outdated(home.record, record) || home.round != round || home.isClosed()
+	return outdated(home.record, record) || home.round != round
 }
 
 // open tries once and notes the outcome; nil when the token could not be opened.
@@ -286,12 +291,11 @@ func (s *slot) note(state string, home *openToken, err error) {
 		s.since = time.Now()
 	}
 	s.state, s.current, s.lastErr = state, home, err
-	if !news {
-		return
-	}
-	if err != nil {
+	switch {
+	case !news:
+	case err != nil:
 		s.log.Error("the token cannot be opened; it is looked for again", "error", err)
-	} else {
+	case state == StateReady:
 		s.log.Info("the token is open")
 	}
 }

@@ -17,7 +17,7 @@ import (
 )
 
 func TestAnAbsentTokenIsLookedForAgain(t *testing.T) {
-	w := newWorld(t, func(w *world, _ *Config) { w.token.absent = true })
+	w := newWorld(t, func(w *world, cfg *Config) { w.token.absent, cfg.FailurePause = true, 10*patience }) // no pause is made
 	w.awaitToken(StateAbsent)
 	c := w.connect("alice", true)
 	if got := c.refused(unlockRequest("p256", passphrase), wire.CodeTokenAbsent); got.Retry != wire.RetryLater {
@@ -38,6 +38,7 @@ func TestATokenThatLostItsSessionsIsOpenedAnew(t *testing.T) {
 		first wire.Code
 	}{
 		"absent":     {token.ErrTokenAbsent, wire.CodeTokenAbsent},
+		"broken":     {token.ErrBroken, wire.CodeTokenUnavailable},
 		"logged out": {token.ErrLoginRequired, wire.CodeNotUnlocked},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -132,6 +133,19 @@ func TestReloadOpensTheTokenAnew(t *testing.T) {
 	c.refused(signRequest("p256"), wire.CodeNotUnlocked)
 	want[*wire.UnlockReply](c, c.call(unlockRequest("p256", passphrase)))
 	want[*wire.SignReply](c, c.call(signRequest("p256")))
+}
+
+// An operator who reloads a token time and again waits for none of the pauses that are for tokens which fail.
+func TestReloadsCauseNoPause(t *testing.T) {
+	w := newWorld(t, func(_ *world, cfg *Config) { cfg.ReopenMin, cfg.ReopenMax = 10*patience, 10*patience })
+	for i := range 4 {
+		w.awaitToken(StateReady)
+		w.eventually("the token to be opened again", func() bool { return w.opens() == 2*i+1 })
+		w.change(func(s *fakeStore) { s.tokens[0].Reload++ })
+		w.eventually("the token to be opened again", func() bool { return w.opens() == 2*i+2 })
+		w.awaitToken(StateReady)
+		w.server.Reopen()
+	}
 }
 
 func TestReopeningKeepsRejections(t *testing.T) {

@@ -32,7 +32,7 @@ type unlocked struct {
 }
 
 // unlock opens a key with the user's passphrase. One user has one unlock looked
-// at at a time, and a failed one costs a pause: guessing is slow, and takes the
+// at at a time, and one that fails for more than the token's absence costs a pause: guessing is slow, and takes the
 // same time whether the key exists or not.
 func (t *session) unlock(ctx context.Context, id uint64, request *wire.Unlock) (wire.ResponseBody, error) {
 	if err := t.server.recordable(); err != nil {
@@ -52,7 +52,9 @@ func (t *session) unlock(ctx context.Context, id uint64, request *wire.Unlock) (
 		return nil, err
 	}
 	if err != nil {
-		sleep(t.serving, t.server.cfg.FailurePause) // hanging up does not cut it short
+		if !isTokenGone(err) {
+			sleep(t.serving, t.server.cfg.FailurePause) // hanging up does not cut it short
+		}
 		return nil, err
 	}
 	record := t.entry(audit.KindUnlock, id, request.Key)
@@ -64,6 +66,12 @@ func (t *session) unlock(ctx context.Context, id uint64, request *wire.Unlock) (
 	t.keep(opened)
 	t.log.Info("key unlocked", "key", request.Key, "grant", opened.grantID)
 	return &wire.UnlockReply{}, nil
+}
+
+// isTokenGone tells whether an unlock failed because the token is away or its process ended. No passphrase was wrong then, and
+// a pause would only keep the user's other sessions waiting when the token is back.
+func isTokenGone(err error) bool {
+	return errors.Is(err, errOpening) || errors.Is(err, token.ErrTokenAbsent) || errors.Is(err, worker.ErrGone)
 }
 
 // open goes from passphrase to capability: authorise, and have the token's process derive, unwrap, log in and find the key.
