@@ -44,6 +44,7 @@ type slot struct {
 	refused  map[int64]error // by key ID: keys whose public half is not the registered one
 	rejected map[rejection]bool
 	round    int // grows with reopen
+	opened   int // how often the token was opened
 }
 
 func newSlot(ctx context.Context, cfg *Config, log *slog.Logger, record users.Token) *slot {
@@ -291,6 +292,9 @@ func (s *slot) note(state string, home *openToken, err error) {
 		s.since = time.Now()
 	}
 	s.state, s.current, s.lastErr = state, home, err
+	if home != nil {
+		s.opened++
+	}
 	switch {
 	case !news:
 	case err != nil:

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"chancery/signer/queue"
 	"chancery/users"
 )
 
@@ -37,11 +38,22 @@ type DerivationsStatus struct {
 
 // TokenStatus is how a registered token is.
 type TokenStatus struct {
-	Name    string    `json:"name"`
-	State   string    `json:"state"` // one of the State constants
-	Since   time.Time `json:"since"`
-	Error   string    `json:"error,omitempty"`        // why it is absent
-	Refused []string  `json:"refused_keys,omitempty"` // keys whose public half is not the registered one
+	Name    string      `json:"name"`
+	State   string      `json:"state"` // one of the State constants
+	Since   time.Time   `json:"since"`
+	Error   string      `json:"error,omitempty"`        // why it is absent
+	Refused []string    `json:"refused_keys,omitempty"` // keys whose public half is not the registered one
+	Opened  int         `json:"opened"`                 // how often it was opened since the start; each time after the first, it had failed or been reloaded
+	Queue   QueueStatus `json:"queue"`
+}
+
+// QueueStatus is the queue of requests to sign before a token.
+type QueueStatus struct {
+	AtToken int           `json:"at_token"` // requests that the token works at
+	Slots   int           `json:"slots"`    // as many may be there at once
+	Waiting int           `json:"waiting"`
+	Oldest  time.Duration `json:"oldest_ns"` // how long the one has waited that waits longest
+	Refused uint64        `json:"refused"`   // since the start, because too many waited
 }
 
 // Status may be called at any time. It asks no token.
@@ -90,10 +102,18 @@ func (m *tokens) status() []TokenStatus {
 	return all
 }
 
+func queueStatus(q queue.Stats) QueueStatus {
+	status := QueueStatus{AtToken: q.InUse, Slots: q.Slots, Oldest: q.Oldest, Refused: q.Refused}
+	for _, waiting := range q.Waiting {
+		status.Waiting += waiting
+	}
+	return status
+}
+
 func (s *slot) status() TokenStatus {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	status := TokenStatus{Name: s.record.Name, State: s.state, Since: s.since}
+	status := TokenStatus{Name: s.record.Name, State: s.state, Since: s.since, Opened: s.opened, Queue: queueStatus(s.queue.Stats())}
 	if s.lastErr != nil {
 		status.Error = s.lastErr.Error()
 	}

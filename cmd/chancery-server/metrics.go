@@ -201,6 +201,7 @@ func (m *metrics) registry(take func() state) *prometheus.Registry {
 	s := observe.NewSnapshot(take)
 	addWork(s)
 	addTokens(s)
+	addQueues(s)
 	addLegs(s)
 	s.Gauge("chancery_server_store_revision", "Revision of the store's state in force.", func(s state) float64 { return float64(s.signer.Revision) })
 	s.Gauge("chancery_server_store_age_seconds", "Since the store was last read without an error: as old is the state in force.", func(s state) float64 {
@@ -243,6 +244,25 @@ func addTokens(s *observe.Snapshot[state]) {
 		}
 		return values
 	})
+}
+
+func addQueues(s *observe.Snapshot[state]) {
+	perToken := func(of func(signer.TokenStatus) float64) func(state) []observe.Value {
+		return func(s state) (values []observe.Value) {
+			for _, t := range s.signer.Tokens {
+				values = append(values, observe.Value{Number: of(t), Labels: []string{t.Name}})
+			}
+			return values
+		}
+	}
+	s.Gauges("chancery_server_token_queue", "Requests to sign that wait for their turn at a token.", []string{"token"},
+		perToken(func(t signer.TokenStatus) float64 { return float64(t.Queue.Waiting) }))
+	s.Gauges("chancery_server_token_queue_oldest_seconds", "How long the request has waited that waits longest for a token.", []string{"token"},
+		perToken(func(t signer.TokenStatus) float64 { return t.Queue.Oldest.Seconds() }))
+	s.Gauges("chancery_server_token_queue_refused", "Requests since the start that were sent away because too many waited for a token.", []string{"token"},
+		perToken(func(t signer.TokenStatus) float64 { return float64(t.Queue.Refused) }))
+	s.Gauges("chancery_server_token_openings", "How often a token was opened since the start; each time after the first, it had failed or been reloaded.", []string{"token"},
+		perToken(func(t signer.TokenStatus) float64 { return float64(t.Opened) }))
 }
 
 func addLegs(s *observe.Snapshot[state]) {
