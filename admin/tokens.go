@@ -41,10 +41,7 @@ func (o *Office) AddToken(ctx context.Context, spec TokenSpec, pin []byte, first
 	if err != nil {
 		return users.Token{}, err
 	}
-	record := users.Token{
-		Name: spec.Name, Driver: spec.Driver, Location: spec.Location, Serial: spec.Serial,
-		Label: spec.Label, MaxSessions: spec.MaxSessions,
-	}
+	record := spec.record()
 	info, err := o.verify(ctx, record, pin)
 	if err != nil {
 		return users.Token{}, err
@@ -58,12 +55,14 @@ func (o *Office) AddToken(ctx context.Context, spec TokenSpec, pin []byte, first
 	return o.Store.AddToken(ctx, record, grant)
 }
 
+// record is what the token is opened by the first time.
+func (t TokenSpec) record() users.Token {
+	return users.Token{Name: t.Name, Driver: t.Driver, Location: t.Location, Serial: t.Serial, Label: t.Label, MaxSessions: t.MaxSessions}
+}
+
 func checkNewToken(s *users.Snapshot, spec TokenSpec, manager string) (*users.User, error) {
-	if err := users.CheckName(spec.Name); err != nil {
+	if err := checkNewHome(s, spec.Name); err != nil {
 		return nil, err
-	}
-	if _, found := s.Token(spec.Name); found {
-		return nil, fmt.Errorf("admin: token %q: %w", spec.Name, users.ErrExists)
 	}
 	return enabledUser(s, manager)
 }
@@ -82,6 +81,15 @@ func (o *Office) verify(ctx context.Context, record users.Token, pin []byte) (to
 		return token.Info{}, err
 	}
 	defer open.Close()
+	info, err := checkOpen(ctx, record, open)
+	if err != nil {
+		return token.Info{}, err
+	}
+	return info, logIn(ctx, record, open, pin)
+}
+
+// checkOpen asks a token that was opened by a record what it is, and whether a PIN can be checked there.
+func checkOpen(ctx context.Context, record users.Token, open token.Token) (token.Info, error) {
 	info, err := open.Info(ctx)
 	if err != nil {
 		return token.Info{}, fmt.Errorf("admin: token %q: %w", record.Name, err)
@@ -94,13 +102,18 @@ func (o *Office) verify(ctx context.Context, record users.Token, pin []byte) (to
 	case info.LoggedIn:
 		return token.Info{}, fmt.Errorf("admin: token %q: %w: it is logged in already, so that a PIN cannot be checked", record.Name, token.ErrBusy)
 	}
+	return info, nil
+}
+
+// logIn tries a PIN, unless the token says that a wrong one would lock it.
+func logIn(ctx context.Context, record users.Token, open token.Token, pin []byte) error {
 	if err := users.MayTry(ctx, record.Name, open); err != nil {
-		return token.Info{}, err
+		return err
 	}
 	if err := open.Login(ctx, pin); err != nil {
-		return token.Info{}, fmt.Errorf("admin: token %q: %w", record.Name, err)
+		return fmt.Errorf("admin: token %q: %w", record.Name, err)
 	}
-	return info, nil
+	return nil
 }
 
 func (o *Office) open(ctx context.Context, record users.Token) (token.Token, error) {

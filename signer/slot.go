@@ -100,7 +100,7 @@ func (s *slot) reopen() {
 // outdated tells whether a token opened by one record must be opened anew by the next.
 func outdated(by, next users.Token) bool {
 	return by.Reload != next.Reload || by.Location != next.Location || by.Driver != next.Driver ||
-		by.Serial != next.Serial || by.MaxSessions != next.MaxSessions
+		by.Serial != next.Serial || by.MaxSessions != next.MaxSessions || !slices.Equal(by.Replicas, next.Replicas)
 }
 
 func (s *slot) wake() {

@@ -33,7 +33,7 @@ type Snapshot struct {
 
 // Unreadable is a row that is left out of a Snapshot, so that nobody can use it.
 type Unreadable struct {
-	Kind string // user, token, key, certificate, grant, seal or failed unlocks of user
+	Kind string // user, token, replica, key, certificate, grant, seal or failed unlocks of user
 	ID   int64
 	Err  error // wraps ErrUnreadable
 }

@@ -37,8 +37,15 @@ type Store interface {
 	// Unblock forgets that the token rejected a PIN, and grows its Reload counter: an operator says that the
 	// PIN is right, or the token in order again.
 	Unblock(ctx context.Context, name string) error
-	// RemoveToken forgets a token and its token managers' grants; ErrInUse while keys are registered on it.
+	// RemoveToken forgets a token with its replicas and its token managers' grants; ErrInUse while keys are registered on it.
 	RemoveToken(ctx context.Context, name string) error
+
+	// AddReplica registers a further token that holds the keys of the one with r.TokenID. ErrExists when a token or replica has
+	// its name or serial number already; ErrStale when version is not that token's PINVersion, under which the replica was found
+	// to have the same PIN; ErrPINChangeInFlight.
+	AddReplica(ctx context.Context, r Replica, version int64) (Replica, error)
+	// RemoveReplica forgets a replica, by its name.
+	RemoveReplica(ctx context.Context, name string) error
 
 	// AddKey registers a key together with its certificates and its first manager's grant.
 	AddKey(ctx context.Context, k Key, manager Grant) (Key, error)

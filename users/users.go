@@ -84,6 +84,7 @@ type Token struct {
 	PINVersion  int64 // moves whenever the PIN changes, or a change of it begins or is given up; never repeats
 	PINStaged   bool  // a PIN change is in flight
 	CreatedAt   time.Time
+	Replicas    []Replica // by ascending ID
 
 	PINRejected    bool // the token rejected what Wrapped holds
 	StagedRejected bool // the token rejected what Staged holds

@@ -23,7 +23,7 @@ var recordedCommands = []string{
 	"user add", "user disable", "user enable", "user delete",
 	"token add", "token reload", "token unblock", "token change-pin", "token repair-pin", "token remove",
 	"key create", "key adopt", "key import", "key certify", "key disable", "key enable", "key delete",
-	"grant add", "grant revoke", "grant change-passphrase",
+	"grant add", "grant revoke", "grant set-priority", "grant change-passphrase",
 	"seal add secret", "seal add tpm", "seal add pkcs11", "seal rotate", "seal remove",
 }
 

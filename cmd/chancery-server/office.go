@@ -3,13 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
+	"log/slog"
 
 	"github.com/spf13/cobra"
 
 	"chancery/access"
 	"chancery/admin"
 	"chancery/token"
-	"chancery/token/guard"
 	"chancery/token/pkcs11"
 	"chancery/token/soft"
 	"chancery/token/tpm"
@@ -37,26 +37,17 @@ func (a *app) withOffice(command *cobra.Command, act func(context.Context, *admi
 		if err != nil {
 			return err
 		}
+		log := slog.New(slog.NewTextHandler(command.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn})) // which replica is out of order
 		return act(ctx, &admin.Office{
 			Store: store, MinPassphrase: a.config.Passphrases.MinimumLength, Parameters: accessParameters,
 			Open: func(ctx context.Context, t users.Token) (token.Token, error) {
-				t.MaxSessions = pkcs11.MinSessions
-				return a.config.Tokens.openGuarded(ctx, t, a.config.pins())
+				return a.config.Tokens.openGuarded(ctx, withFewSessions(t, pkcs11.MinSessions), a.config.pins(), log)
 			},
 		})
 	})
 }
 
-// openGuarded opens a registered token without login. No PIN reaches it that it rejected earlier, which the directory remembers.
-func (c tokensConfig) openGuarded(ctx context.Context, t users.Token, pins string) (token.Token, error) {
-	open, err := c.open(ctx, t)
-	if err != nil {
-		return nil, err
-	}
-	return guard.New(pins).Wrap(open), nil
-}
-
-// open opens a registered token with its driver, without login.
+// open opens a registered token with its driver, without login and without its replicas.
 func (c tokensConfig) open(_ context.Context, t users.Token) (token.Token, error) {
 	switch t.Driver {
 	case driverSoft:

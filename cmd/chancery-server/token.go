@@ -31,9 +31,9 @@ func (a *app) tokenListCommand() *cobra.Command {
 				for i := range s.Tokens() {
 					v := viewToken(s, &s.Tokens()[i])
 					views = append(views, v)
-					rows = append(rows, []string{v.Name, v.Driver, "hardware: " + yesNo(v.Hardware), v.Serial, v.Label, fmt.Sprint(len(v.Keys)), strings.Join(v.Managers, ",")})
+					rows = append(rows, []string{v.Name, v.Driver, "hardware: " + yesNo(v.Hardware), v.Serial, v.Label, fmt.Sprint(len(v.Keys)), replicaNamesOf(&s.Tokens()[i]), strings.Join(v.Managers, ",")})
 				}
-				return a.list(command, views, []string{"TOKEN", "DRIVER", "PROTECTION", "SERIAL", "LABEL", "KEYS", "MANAGERS"}, rows)
+				return a.list(command, views, []string{"TOKEN", "DRIVER", "PROTECTION", "SERIAL", "LABEL", "KEYS", "REPLICAS", "MANAGERS"}, rows)
 			})
 		},
 	}
@@ -54,7 +54,7 @@ func (a *app) tokenShowCommand() *cobra.Command {
 					return err
 				}
 				v := viewToken(s, t)
-				return a.show(command, v, v.fields())
+				return a.show(command, v, append(v.fields(), v.replicaFields()...))
 			})
 		},
 	}
@@ -69,6 +69,13 @@ func (v *tokenView) fields() []field {
 		{"keys", strings.Join(v.Keys, ", ")}, {"max sessions", sessionsText(v.MaxSessions)},
 		{"PIN change", inFlight(v.PINChangeInFlight)}, {"PIN rejected", yesNo(v.PINRejected)}, {"since", moment(v.CreatedAt)},
 	}
+}
+
+func (v *tokenView) replicaFields() []field {
+	return collect(v.Replicas, func(r replicaView) field {
+		return field{"replica", fmt.Sprintf("%s (driver %s, location %s, serial %s, label %s, max sessions %s)",
+			r.Name, r.Driver, r.Location, r.Serial, r.Label, sessionsText(r.MaxSessions))}
+	})
 }
 
 // heldKeyView is a key as its token lists it.
@@ -135,18 +142,22 @@ func (a *app) tokenReloadCommand() *cobra.Command {
 
 func (a *app) tokenRemoveCommand() *cobra.Command {
 	return a.addYes(&cobra.Command{
-		Use: "remove NAME", Short: "Forget a token",
-		Long: "Forget a token and its token managers' grants. The token itself is not touched. A token with registered keys stays.",
-		Args: cli.Args(cobra.ExactArgs(1)), ValidArgsFunction: a.namesOf(tokenNames),
+		Use: "remove NAME", Short: "Forget a token, or a replica of one",
+		Long: "Forget a token with its replicas and its token managers' grants, or one replica alone. Nothing is touched on the tokens themselves.\n" +
+			"A token with registered keys stays.",
+		Args: cli.Args(cobra.ExactArgs(1)), ValidArgsFunction: a.namesOf(homeNames),
 		RunE: func(command *cobra.Command, args []string) error {
 			return a.withStore(command, func(ctx context.Context, store users.Store) error {
 				s, err := store.Snapshot(ctx)
 				if err != nil {
 					return err
 				}
-				t, err := findToken(s, args[0])
+				t, replica, err := findAnyHome(s, args[0])
 				if err != nil {
 					return err
+				}
+				if replica != nil {
+					return a.removeReplica(ctx, command, store, replica, t)
 				}
 				if keys := viewToken(s, t).Keys; len(keys) > 0 {
 					return fmt.Errorf("token %q holds the registered keys %s: %w", t.Name, strings.Join(keys, ", "), users.ErrInUse)
@@ -169,7 +180,7 @@ func findToken(s *users.Snapshot, name string) (*users.Token, error) {
 	if t, ok := s.Token(name); ok {
 		return t, nil
 	}
-	return nil, fmt.Errorf("token %q: %w", name, users.ErrNotFound)
+	return nil, noSuchToken(s, name)
 }
 
 func sessionsText(sessions int) string {

@@ -20,6 +20,7 @@ import (
 type tokenFlags struct {
 	driver, module, directory string
 	serial, label, manager    string
+	primary, by               string // of a replica
 	maxSessions               int
 	create                    bool
 	pin                       *cli.Secret
@@ -35,10 +36,17 @@ func (a *app) tokenAddCommand() *cobra.Command {
 The PIN is asked for once, checked by one login, and stored only wrapped to the
 manager's access key. Keep it in a safe as well: when no manager knows their passphrase
 any more, only who has the PIN can add the token and adopt its keys anew.
-'token probe' lists what a module offers.`,
+'token probe' lists what a module offers.
+
+With --replica-of, register a further token that holds the same keys under the same PIN,
+such as a clone of an HSM. Every registered key signs there once. From then on each signature
+goes to one that is in order; a manager of the first token acts.`,
 		Args: cli.Args(cobra.ExactArgs(1)), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(command *cobra.Command, args []string) error {
 			return a.withOffice(command, func(ctx context.Context, office *admin.Office) error {
+				if flags.primary != "" {
+					return a.addReplica(ctx, command, office, args[0], flags)
+				}
 				return a.addToken(ctx, command, office, args[0], flags)
 			})
 		},
@@ -52,10 +60,16 @@ any more, only who has the PIN can add the token and adopt its keys anew.
 	f.BoolVar(&flags.create, "create", false, "soft and tpm: make a new token there, with a new PIN")
 	f.IntVar(&flags.maxSessions, "max-sessions", 0, "sessions that the daemon opens at most (0: the driver's default)")
 	f.StringVar(&flags.manager, "manager", "", "the token's first manager, a registered user")
+	f.StringVar(&flags.primary, "replica-of", "", "the registered token whose keys this one holds, too")
+	f.StringVar(&flags.by, "by", "", "with --replica-of: the acting token manager (default: the only one)")
 	flags.pin = secretFlags(command, "pin", "token's PIN")
 	flags.grantee = addGrantee(command, "passphrase", "manager's passphrase for this token")
 	must(command.MarkFlagRequired("driver"))
-	must(command.MarkFlagRequired("manager"))
+	command.MarkFlagsOneRequired("manager", "replica-of")
+	command.MarkFlagsMutuallyExclusive("manager", "replica-of")
+	command.MarkFlagsMutuallyExclusive("manager", "by")
+	a.completeFlag(command, "replica-of", tokenNames)
+	a.completeFlag(command, "by", userNames)
 	completeWords(command, "driver", driverPKCS11, driverTPM, driverSoft)
 	a.completeFlag(command, "manager", userNames)
 	return command
@@ -179,7 +193,9 @@ func (f *tokenFlags) directorySpec(spec admin.TokenSpec, c *config) (admin.Token
 }
 
 func checkNewToken(s *users.Snapshot, name, manager string) error {
-	if _, found := s.Token(name); found {
+	_, isToken := s.Token(name)
+	_, _, isReplica := s.Replica(name)
+	if isToken || isReplica {
 		return fmt.Errorf("token %q: %w", name, users.ErrExists)
 	}
 	_, err := findUser(s, manager)

@@ -15,7 +15,7 @@ import (
 func (a *app) tokenUnblockCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "unblock NAME", Short: "Let PINs be tried again that a token has rejected",
-		Long: "Forget which PINs a token has rejected, so that they may be sent again, and have the running daemon open the token anew. For a\n" +
+		Long: "Forget which PINs a token, or a replica of it, has rejected, so that they may be sent again, and have the running daemon open the token anew. For a\n" +
 			"PIN that is right by now, because the token was set back to it, or whose login never ended. Each wrong PIN that is sent\n" +
 			"again costs one of the token's tries; the last one is never spent.",
 		Args: cli.Args(cobra.ExactArgs(1)), ValidArgsFunction: a.namesOf(tokenNames),
@@ -40,8 +40,13 @@ func (a *app) unblock(ctx context.Context, command *cobra.Command, store users.S
 	about := act{name: "token.unblock", details: map[string]string{"token": t.Name, "serial": t.Serial}}
 	var forgotten int
 	err := a.recorded(ctx, about, func() (err error) {
-		if forgotten, err = guard.New(a.config.pins()).Clear(t.Serial); err != nil {
-			return fmt.Errorf("token %q: %w", t.Name, err)
+		memory := guard.New(a.config.pins())
+		for _, home := range t.Homes() {
+			cleared, err := memory.Clear(home.Serial)
+			if err != nil {
+				return fmt.Errorf("token %q: %w", home.Name, err)
+			}
+			forgotten += cleared
 		}
 		about.details["forgotten"] = strconv.Itoa(forgotten)
 		return store.Unblock(ctx, t.Name)

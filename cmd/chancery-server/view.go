@@ -24,6 +24,8 @@ type tokenView struct {
 	CreatedAt         time.Time `json:"created_at"`
 	Managers          []string  `json:"managers"`
 	Keys              []string  `json:"keys"`
+
+	Replicas []replicaView `json:"replicas"`
 }
 
 type keyView struct {
@@ -70,7 +72,7 @@ func viewToken(s *users.Snapshot, t *users.Token) tokenView {
 	view := tokenView{
 		Name: t.Name, Driver: t.Driver, Hardware: t.Hardware, Location: t.Location, Serial: t.Serial, Label: t.Label,
 		MaxSessions: t.MaxSessions, PINChangeInFlight: t.PINStaged, PINRejected: t.PINRejected, CreatedAt: t.CreatedAt.UTC(),
-		Managers: []string{}, Keys: []string{},
+		Managers: []string{}, Keys: []string{}, Replicas: viewReplicas(t),
 	}
 	for i := range s.Grants() {
 		g := &s.Grants()[i]

@@ -67,7 +67,7 @@ func openInCustody(ctx context.Context, specification []byte, log *slog.Logger) 
 	for _, notice := range confine.Apply(confine.Rules{Write: c.Write, Network: c.Network}) {
 		log.Warn("a token's process goes without a restriction", "what", notice.What, "why", notice.Why)
 	}
-	return c.Tokens.openGuarded(ctx, c.Token, c.PINs)
+	return c.Tokens.openGuarded(ctx, c.Token, c.PINs, log)
 }
 
 // openInWorker opens a registered token in a process of its own.

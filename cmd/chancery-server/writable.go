@@ -10,23 +10,33 @@ import (
 	"chancery/users"
 )
 
-// writable lists what a token's process may write to: what the configuration allows to all, and what this kind of token is known to need.
+// writable lists what a token's process may write to: what the configuration allows to all, and what this kind of token, and
+// of each of its replicas, is known to need.
 func (c tokensConfig) writable(t users.Token) []string {
 	paths := slices.Clone(c.Writable)
-	if t.Driver == driverTPM {
-		return append(paths, c.TPM) // a socket's needs no leave
+	for _, home := range t.Homes() {
+		paths = append(paths, c.needs(home)...)
 	}
-	if t.Driver != driverPKCS11 {
-		return paths
+	slices.Sort(paths)
+	return slices.Compact(paths)
+}
+
+// needs lists what one token's driver or module writes to.
+func (c tokensConfig) needs(home users.Token) []string {
+	if home.Driver == driverTPM {
+		return []string{c.TPM} // a socket's needs no leave
 	}
-	name := filepath.Base(t.Location)
+	if home.Driver != driverPKCS11 {
+		return nil
+	}
+	name := filepath.Base(home.Location)
 	switch {
 	case strings.Contains(name, "softhsm"):
-		return append(paths, softHSMTokens()...)
+		return softHSMTokens()
 	case strings.Contains(name, "tpm2_pkcs11"):
-		return append(paths, tpm2PKCS11State()...)
+		return tpm2PKCS11State()
 	}
-	return paths
+	return nil
 }
 
 // softHSMTokens reads where SoftHSM keeps its tokens, which are files that it locks by opening them for writing: from the file

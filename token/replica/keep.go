@@ -212,7 +212,7 @@ func (t *Token) logBackIn(m *member, open token.Token) error {
 		return err
 	}
 	err := t.logInTo(t.ctx, m, open, pin, false)
-	if errors.Is(err, token.ErrPINIncorrect) {
+	if isRejection(err) {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		t.bar(m, err)

@@ -66,7 +66,7 @@ func (t *Token) login(ctx context.Context, pin []byte) error {
 		case err == nil:
 			took = append(took, m)
 			continue
-		case errors.Is(err, token.ErrPINIncorrect):
+		case isRejection(err):
 			rejected = append(rejected, m)
 		}
 		failures = append(failures, fmt.Errorf("member %q: %w", m.name, err))
@@ -86,7 +86,7 @@ func (t *Token) noLogin(ctx context.Context, failures []error) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	for _, meaning := range []error{token.ErrPINIncorrect, token.ErrPINLocked, token.ErrBusy} {
+	for _, meaning := range []error{token.ErrPINIncorrect, token.ErrPINRejected, token.ErrFinalTry, token.ErrPINLocked, token.ErrPINMemory, token.ErrBusy} {
 		for _, err := range failures {
 			if errors.Is(err, meaning) {
 				return err
@@ -94,6 +94,11 @@ func (t *Token) noLogin(ctx context.Context, failures []error) error {
 		}
 	}
 	return fmt.Errorf("%w: %w", token.ErrTokenAbsent, errors.Join(failures...))
+}
+
+// isRejection tells whether the member says that the PIN is wrong, or that it has said so earlier.
+func isRejection(err error) bool {
+	return errors.Is(err, token.ErrPINIncorrect) || errors.Is(err, token.ErrPINRejected)
 }
 
 // loggedIn keeps the PIN that some members took and leaves out those in order that did not.

@@ -57,7 +57,7 @@ func (r *reader) survey() (map[int64]stored, error) {
 	}
 	nothing := func(*sql.Rows) (struct{}, error) { return struct{}{}, nil }
 	for _, table := range []struct{ kind, query string }{
-		{kindUser, selectUsers}, {kindToken, selectTokens}, {kindKey, selectKeys}, {kindCertificate, selectCertificates}, {kindSeal, selectSeals},
+		{kindUser, selectUsers}, {kindToken, selectTokens}, {kindReplica, selectReplicas}, {kindKey, selectKeys}, {kindCertificate, selectCertificates}, {kindSeal, selectSeals},
 	} {
 		if _, err := read(r, table.kind, table.query, nothing); err != nil {
 			return nil, err

@@ -30,7 +30,7 @@ func (r rowID) String() string { return fmt.Sprintf("%s %d", r.kind, r.id) }
 
 // kinds are the rows that a roster lists, by the number that stands for each in its encoding. Failed unlocks are
 // not among them: they are counted without the data key.
-var kinds = map[string]byte{kindUser: 1, kindToken: 2, kindKey: 3, kindCertificate: 4, kindGrant: 5, kindSeal: 6}
+var kinds = map[string]byte{kindUser: 1, kindToken: 2, kindKey: 3, kindCertificate: 4, kindGrant: 5, kindSeal: 6, kindReplica: 7}
 
 const (
 	rosterVersion   = 1

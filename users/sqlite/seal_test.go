@@ -117,6 +117,10 @@ func sealed(t *testing.T) (*vault, *Store) {
 	if _, err := s.AddCertificate(t.Context(), certificate); err != nil {
 		t.Fatal(err)
 	}
+	replica := users.Replica{TokenID: 1, Name: "twin", Driver: "soft", Location: "/twin", Serial: "T", Label: "twin"}
+	if _, err := s.AddReplica(t.Context(), replica, 0); err != nil {
+		t.Fatal(err)
+	}
 	v.seal(t, s, "office")
 	return v, s
 }
@@ -166,6 +170,7 @@ func TestEveryColumnIsUnderTheSeal(t *testing.T) {
 	_, s := sealed(t)
 	for table, kind := range map[string]string{
 		"users": kindUser, "tokens": kindToken, "keys": kindKey, "certificates": kindCertificate, "grants": kindGrant, "seals": kindSeal,
+		"replicas": kindReplica,
 	} {
 		for _, column := range columns(t, s, table) {
 			if column == "id" {
@@ -234,6 +239,7 @@ func columns(t *testing.T, s *Store, table string) (names []string) {
 func TestRowsThatSomebodyElseWroteDoNotWork(t *testing.T) {
 	const plantGrant = `INSERT INTO grants (user_id, token_id, key_id, role, generation, access_key, wrapped, created_at, created_by)
 		SELECT 1, token_id, NULL, 'token-manager', generation, access_key, x'07', 0, '' FROM grants WHERE id = 1`
+	const plantReplica = `INSERT INTO replicas (token_id, name, driver, location, serial, label, max_sessions, created_at) VALUES (1, 'x', 'soft', '/x', 'X', '', 0, 0)`
 	for name, c := range map[string]struct {
 		statements []string
 		want       []string
@@ -241,6 +247,8 @@ func TestRowsThatSomebodyElseWroteDoNotWork(t *testing.T) {
 		"a planted user":             {[]string{`INSERT INTO users (name, created_at) VALUES ('mallory', 0)`}, []string{"user 3"}},
 		"a planted grant":            {[]string{`DROP INDEX one_grant_a_token`, plantGrant}, []string{"grant 6"}},
 		"a planted seal":             {[]string{`INSERT INTO seals (name, kind, parameters, wrapped, created_at) VALUES ('x', 'secret', '{}', x'00', 0)`}, []string{"seal 2"}},
+		"a planted replica":          {[]string{plantReplica}, []string{"replica 2"}},
+		"a replica taken away":       {[]string{`DELETE FROM replicas`}, []string{"replica 1"}},
 		"a grant taken away":         {[]string{`DELETE FROM grants WHERE id = 3`}, []string{"grant 3"}},
 		"a seal taken away":          {[]string{`DELETE FROM seals`}, []string{"seal 1"}},
 		"two wraps exchanged":        {[]string{`UPDATE grants SET wrapped = (SELECT wrapped FROM grants WHERE id = 8 - grants.id) WHERE id IN (3, 5)`}, []string{"grant 3", "grant 5"}},

@@ -21,6 +21,7 @@ import (
 const (
 	kindUser        = "user"
 	kindToken       = "token"
+	kindReplica     = "replica"
 	kindKey         = "key"
 	kindCertificate = "certificate"
 	kindGrant       = "grant"
@@ -33,6 +34,7 @@ const (
 	selectUsers  = `SELECT id, name, disabled, created_at FROM users`
 	selectTokens = `SELECT id, name, driver, location, serial, label, hardware, max_sessions, reload,
 		pin_version, pin_staged, pin_rejected, staged_rejected, created_at, pin_since FROM tokens`
+	selectReplicas     = `SELECT id, token_id, name, driver, location, serial, label, max_sessions, created_at FROM replicas`
 	selectKeys         = `SELECT id, name, token_id, token_key_id, algorithm, public, handle, origin, disabled, created_at, attestation FROM keys`
 	selectCertificates = `SELECT id, key_id, kind, name, fingerprint, armored, created_at FROM certificates`
 	selectGrants       = `SELECT grants.id AS id, user_id, token_id, key_id, role, expires, generation, coalesce(pin_version, 0) AS pin_version,
@@ -96,7 +98,7 @@ func (r *reader) all() (*users.Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	tokens, err := read(r, kindToken, selectTokens, scanToken)
+	tokens, err := r.tokens()
 	if err != nil {
 		return nil, err
 	}

@@ -12,11 +12,14 @@ func (s *Store) AddToken(ctx context.Context, t users.Token, manager users.Grant
 	if err := users.CheckName(t.Name); err != nil {
 		return users.Token{}, err
 	}
+	t.Replicas = nil
 	t.Reload, t.PINVersion, t.PINStaged, t.PINRejected, t.StagedRejected = 0, 0, false, false, false
 	err := s.change(ctx, func(c *change) (err error) {
+		if err := c.checkHome("replica", t.Name, t.Serial, `SELECT count(*) FROM replicas WHERE name = ? OR serial = ?`); err != nil {
+			return err
+		}
 		t.CreatedAt = fromUnix(c.now)
-		what := fmt.Sprintf("token %q with the serial number %q", t.Name, t.Serial)
-		t.ID, err = c.insert(what, `INSERT INTO tokens (name, driver, location, serial, label, hardware, max_sessions, created_at)
+		t.ID, err = c.insert(homeText("token", t.Name, t.Serial), `INSERT INTO tokens (name, driver, location, serial, label, hardware, max_sessions, created_at)
 			VALUES (?, ?, ?, ?, ?, ?, ?, ?)`, t.Name, t.Driver, t.Location, t.Serial, t.Label, t.Hardware, t.MaxSessions, c.now)
 		if err != nil {
 			return err

@@ -30,6 +30,7 @@ func TestWhatCannotBeReadIsLeftOutAlone(t *testing.T) {
 		"a grant on another token":       {`UPDATE grants SET token_id = 9 WHERE id = 3`, []string{"grant 3"}, 1},
 		"a token":                        {`UPDATE tokens SET hardware = 7`, []string{"token 1", "key 1", "key 2", "grant 1", "grant 2", "grant 3", "grant 4", "grant 5"}, 0},
 		"a user who is neither one":      {`UPDATE users SET disabled = 2 WHERE name = 'bob'`, []string{"user 2", "grant 3", "grant 5"}, 0},
+		"a replica of no token":          {`INSERT INTO replicas (token_id, name, driver, location, serial, label, max_sessions, created_at) VALUES (9, 'x', 'soft', '/x', 'X', '', 0, 0)`, []string{"replica 1"}, 2},
 		"nothing":                        {`UPDATE users SET disabled = 0`, nil, 2},
 		"a time that is none, but a row": {`UPDATE users SET created_at = -1`, nil, 2},
 	} {

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -26,6 +27,8 @@ func Run(t *testing.T, backend Backend) {
 	for name, check := range map[string]func(*testing.T, *fixture){
 		"users":                  testUsers,
 		"tokens":                 testTokens,
+		"replicas":               testReplicas,
+		"refused replicas":       testRefusedReplicas,
 		"keys":                   testKeys,
 		"certificates":           testCertificates,
 		"grants":                 testGrants,
@@ -184,7 +187,7 @@ func testTokens(t *testing.T, f *fixture) {
 
 	second := must(f.AddToken(f.ctx, f.newToken("other"), manager))(t)
 	got, ok := f.snapshot(t).Token("other")
-	if !ok || *got != second {
+	if !ok || !reflect.DeepEqual(*got, second) {
 		t.Errorf("read %+v\nadded %+v", got, second)
 	}
 	if err := f.RequestReload(f.ctx, "other"); err != nil {
