@@ -123,6 +123,32 @@ func (s *slot) ready() (*openToken, error) {
 	return s.current, nil
 }
 
+// readyFor returns the open token for an unlock. One that was opened before its PIN changed, or a change of it began, is opened
+// anew, once: modules such as SoftHSM check PINs by what they read when they were initialised.
+func (s *slot) readyFor(ctx context.Context, found granted) (*openToken, error) {
+	home, err := s.ready()
+	if err != nil {
+		return nil, err
+	}
+	record, ok := found.snapshot.TokenByID(found.key.TokenID)
+	if !ok || home.record.PINVersion == record.PINVersion {
+		return home, nil
+	}
+	if home.retire() {
+		s.log.Info("the token's PIN is another since the token was opened: it is opened anew")
+		s.wake()
+	}
+	for sleep(ctx, readyPause) { // looking now and then, since this happens once after each change of a PIN
+		again, err := s.ready()
+		if err == nil && again != home || err != nil && !errors.Is(err, errOpening) {
+			return again, err
+		}
+	}
+	return nil, fmt.Errorf("token %q: %w", record.Name, errOpening)
+}
+
+const readyPause = 10 * time.Millisecond
+
 // keep holds the token open until the slot ends: it opens it, looks for it again
 // with growing pauses while it is absent, and replaces it when it was retired or its process has ended.
 func (s *slot) keep() {

@@ -101,7 +101,7 @@ func (t *session) present(ctx context.Context, found granted, passphrase wire.Se
 	if err != nil {
 		return unlocked{}, err
 	}
-	home, err := slot.ready()
+	home, err := slot.readyFor(ctx, found)
 	if err != nil {
 		return unlocked{}, err
 	}
