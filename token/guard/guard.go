@@ -38,6 +38,7 @@ import (
 	"time"
 
 	"golang.org/x/crypto/argon2"
+	"golang.org/x/crypto/blake2b"
 
 	"chancery/token"
 )
@@ -116,5 +117,9 @@ func (g *Guard) open(ctx context.Context, serial string) (*file, error) {
 // slowTag is a PIN as it is remembered.
 func slowTag(pin, salt []byte) tag {
 	const passes, memory, lanes, length = 1, 46 << 10, 1, 32 // KiB, bytes
-	return tag(argon2.IDKey(pin, salt, passes, memory, lanes, length)[:len(tag{})])
+	// Argon2 begins with BLAKE2b over the PIN and then the salt, and leaves its buffer of one block to the garbage collector, which
+	// wipes nothing. A salt of two whole blocks takes the PIN's place there, wherever in the buffer that was.
+	padded := make([]byte, 2*blake2b.BlockSize)
+	copy(padded, salt)
+	return tag(argon2.IDKey(pin, padded, passes, memory, lanes, length)[:len(tag{})])
 }

@@ -37,7 +37,13 @@ func (p *proof) of(pin []byte) []byte {
 	}
 	sum := hmac.New(sha256.New, p.key)
 	sum.Write(pin)
-	return sum.Sum(nil)
+	digest := sum.Sum(nil)
+	// What was written last stays in the hash's buffer, of one block, until something else is. Of two pieces of almost a
+	// block each, the first reaches the buffer's end and begins anew, and the second covers what that one left.
+	for range 2 {
+		sum.Write(make([]byte, sha256.BlockSize-1))
+	}
+	return digest
 }
 
 // fits tells whether the token took this PIN.
