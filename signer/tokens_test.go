@@ -39,7 +39,8 @@ func TestATokenThatLostItsSessionsIsOpenedAnew(t *testing.T) {
 	}{
 		"absent":     {token.ErrTokenAbsent, wire.CodeTokenAbsent},
 		"broken":     {token.ErrBroken, wire.CodeTokenUnavailable},
-		"logged out": {token.ErrLoginRequired, wire.CodeNotUnlocked},
+		"logged out": {token.ErrLoginRequired, wire.CodeTokenUnavailable},
+		"closed":     {token.ErrClosed, wire.CodeTokenUnavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
