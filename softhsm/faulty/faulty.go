@@ -32,9 +32,35 @@ type Module struct {
 // one, or without SoftHSM, the test ends as testtool.Missing says.
 func Build(t testing.TB) Module {
 	t.Helper()
+	library.Lock()
+	defer library.Unlock()
+	if library.data == nil {
+		library.data = compiled(t, installed(t))
+	}
+	return place(t, library.data)
+}
+
+// BuildApart is Build with a copy of SoftHSM's module for this one alone. SoftHSM's state belongs to the module, so
+// that a process can have several of these open at once.
+func BuildApart(t testing.TB) Module {
+	t.Helper()
+	original, err := os.ReadFile(installed(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	apart := filepath.Join(t.TempDir(), "softhsm.so")
+	if err := os.WriteFile(apart, original, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return place(t, compiled(t, apart))
+}
+
+// place writes a module and its control file to a directory of their own.
+func place(t testing.TB, library []byte) Module {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "faulty.so")
 	m := Module{Path: path, Control: path + ".control"}
-	for path, data := range map[string][]byte{m.Path: compiled(t), m.Control: make([]byte, controlSize)} {
+	for path, data := range map[string][]byte{m.Path: library, m.Control: make([]byte, controlSize)} {
 		if err := os.WriteFile(path, data, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -42,24 +68,25 @@ func Build(t testing.TB) Module {
 	return m
 }
 
-// library is what the compiler made of source in this process.
+// library is what the compiler made of source in this process, over the installed module.
 var library struct {
 	sync.Mutex
 	data []byte
 }
 
-func compiled(t testing.TB) []byte {
+func installed(t testing.TB) string {
 	t.Helper()
-	library.Lock()
-	defer library.Unlock()
-	if library.data != nil {
-		return library.data
-	}
-	compiler := testtool.Need(t, "cc")
-	wrapped, err := softhsm.FindModule()
+	path, err := softhsm.FindModule()
 	if err != nil {
 		testtool.Missing(t, "SoftHSM")
 	}
+	return path
+}
+
+// compiled makes the library that wraps a module.
+func compiled(t testing.TB, wrapped string) []byte {
+	t.Helper()
+	compiler := testtool.Need(t, "cc")
 	dir := t.TempDir()
 	input, output := filepath.Join(dir, "faulty.c"), filepath.Join(dir, "faulty.so")
 	if err := os.WriteFile(input, source, 0o600); err != nil {
@@ -70,10 +97,11 @@ func compiled(t testing.TB) []byte {
 	if out, err := command.CombinedOutput(); err != nil {
 		t.Fatalf("cc: %v\n%s", err, out)
 	}
-	if library.data, err = os.ReadFile(output); err != nil {
+	data, err := os.ReadFile(output)
+	if err != nil {
 		t.Fatal(err)
 	}
-	return library.data
+	return data
 }
 
 // Set has the module misbehave from the next call on, instead of whatever it
