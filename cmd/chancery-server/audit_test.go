@@ -18,7 +18,8 @@ var unrecordedCommands = []string{
 	"seal list", "seal test", helperName,
 }
 
-// recordedCommands are those whose records the script audit.txt looks at; key adopt has the same way as key create.
+// recordedCommands are those whose records the script audit.txt looks at; key adopt has the same way as key create, and replica.txt
+// and grant.txt look at those of replicas and of grant set-priority.
 var recordedCommands = []string{
 	"user add", "user disable", "user enable", "user delete",
 	"token add", "token reload", "token unblock", "token change-pin", "token repair-pin", "token remove",
