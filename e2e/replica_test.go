@@ -34,7 +34,12 @@ var cloneID = []byte{0xc1, 0x0e}
 // newClones makes a lab whose token "vault" has the replica "twin", and whose key "release" alice may sign with.
 func newClones(t *testing.T) *clones {
 	t.Helper()
-	c := &clones{primary: faulty.BuildApart(t), twin: faulty.BuildApart(t)}
+	return newClonesBehind(t, faulty.BuildApart(t), faulty.BuildApart(t))
+}
+
+func newClonesBehind(t *testing.T, primary, twin faulty.Module) *clones {
+	t.Helper()
+	c := &clones{primary: primary, twin: twin}
 	c.scene = newLab(t, lab.Driver{Name: lab.SoftHSM.Name, Add: func(l *lab.Lab) {
 		t.Setenv("SOFTHSM2_CONF", "") // restores it after the test
 		first, err := softhsm.New(t.TempDir(), "vault", []byte(lab.TokenPIN))
@@ -156,6 +161,23 @@ func TestOneOfTwoTokensFails(t *testing.T) {
 	if log := c.Server.Log.String(); strings.Contains(log, "opened anew") {
 		t.Errorf("the failure of one token was the whole one's:\n%s", log)
 	}
+}
+
+// TestTwoTokensBehindOneModule has them share the module and its state. Errors hit whichever is called.
+func TestTwoTokensBehindOneModule(t *testing.T) {
+	module := faulty.Build(t)
+	c := newClonesBehind(t, module, module)
+	c.Serve()
+	_, key := c.unlocked(t, "release")
+	c.signs(t, key, 10)
+	module.Set(t, "return CKR_DEVICE_ERROR C_Sign 5")
+	c.signs(t, key, 20)
+	module.Set(t, "return CKR_SESSION_HANDLE_INVALID C_Sign 5")
+	c.signs(t, key, 20)
+	for _, member := range []string{"vault", "twin"} {
+		c.Eventually(func() bool { return c.logged("is taken back", member) == c.logged("is left out", member) }, member+" is not taken back")
+	}
+	c.signs(t, key, 10)
 }
 
 // TestAReplicaServesWhileThePrimaryIsAway starts the server without the primary, and changes replicas under a running one.

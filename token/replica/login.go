@@ -55,6 +55,7 @@ func (t *Token) login(ctx context.Context, pin []byte) error {
 	}
 	var took, rejected []*member
 	var failures []error
+	why := make(map[*member]error)
 	own := confine.NewSecret(pin)
 	for i, m := range t.members {
 		open, ok := t.begin(m)
@@ -69,6 +70,7 @@ func (t *Token) login(ctx context.Context, pin []byte) error {
 		case isRejection(err):
 			rejected = append(rejected, m)
 		}
+		why[m] = err
 		failures = append(failures, fmt.Errorf("member %q: %w", m.name, err))
 		if i == 0 && len(rejected) > 0 || bounded.Err() != nil {
 			break
@@ -78,7 +80,7 @@ func (t *Token) login(ctx context.Context, pin []byte) error {
 		own.Destroy()
 		return t.noLogin(ctx, failures)
 	}
-	return t.loggedIn(own, took, rejected)
+	return t.loggedIn(own, took, rejected, why)
 }
 
 // noLogin is the answer when no member took the PIN: the first that has a meaning to callers.
@@ -101,8 +103,9 @@ func isRejection(err error) bool {
 	return errors.Is(err, token.ErrPINIncorrect) || errors.Is(err, token.ErrPINRejected)
 }
 
-// loggedIn keeps the PIN that some members took and leaves out those in order that did not.
-func (t *Token) loggedIn(pin *confine.Secret, took, rejected []*member) error {
+// loggedIn keeps the PIN that some members took and leaves out those in order that did not. Why tells it of those that were
+// asked.
+func (t *Token) loggedIn(pin *confine.Secret, took, rejected []*member, why map[*member]error) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed {
@@ -116,12 +119,16 @@ func (t *Token) loggedIn(pin *confine.Secret, took, rejected []*member) error {
 	}
 	for _, m := range rejected {
 		has[m] = true
-		t.bar(m, token.ErrPINIncorrect)
+		t.bar(m, why[m])
 	}
 	for _, m := range t.members {
-		if !has[m] {
-			t.leaveOut(m, token.ErrLoginRequired)
+		if has[m] {
+			continue
 		}
+		if why[m] == nil {
+			why[m] = token.ErrLoginRequired
+		}
+		t.leaveOut(m, why[m])
 	}
 	return nil
 }
