@@ -123,10 +123,11 @@ func (s *slot) ready() (*openToken, error) {
 	return s.current, nil
 }
 
-// readyFor returns the open token for an unlock. One that was opened before its PIN changed, or a change of it began, is opened
-// anew, once: modules such as SoftHSM check PINs by what they read when they were initialised.
+// readyFor returns the open token for an unlock, after waiting a while where it is just being opened. One that was opened
+// before its PIN changed, or a change of it began, is opened anew, once: modules such as SoftHSM check PINs by what they
+// read when they were initialised.
 func (s *slot) readyFor(ctx context.Context, found granted) (*openToken, error) {
-	home, err := s.ready()
+	home, err := s.awaitReady(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -138,16 +139,24 @@ func (s *slot) readyFor(ctx context.Context, found granted) (*openToken, error) 
 		s.log.Info("the token's PIN is another since the token was opened: it is opened anew")
 		s.wake()
 	}
-	for sleep(ctx, readyPause) { // looking now and then, since this happens once after each change of a PIN
-		again, err := s.ready()
-		if err == nil && again != home || err != nil && !errors.Is(err, errOpening) {
-			return again, err
-		}
-	}
-	return nil, fmt.Errorf("token %q: %w", record.Name, errOpening)
+	return s.awaitReady(ctx)
 }
 
-const readyPause = 10 * time.Millisecond
+// awaitReady looks now and then instead of being told: tokens are opened seldom.
+func (s *slot) awaitReady(ctx context.Context) (*openToken, error) {
+	for patience := time.Now().Add(openPatience); ; {
+		home, err := s.ready()
+		if !errors.Is(err, errOpening) || time.Now().After(patience) || !sleep(ctx, readyPause) {
+			return home, err
+		}
+	}
+}
+
+const (
+	readyPause = 10 * time.Millisecond
+	// openPatience is how long an unlock waits for a token that is being opened; the client is then told to come back.
+	openPatience = 3 * time.Second
+)
 
 // keep holds the token open until the slot ends: it opens it, looks for it again
 // with growing pauses while it is absent, and replaces it when it was retired or its process has ended.
