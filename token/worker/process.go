@@ -234,12 +234,13 @@ func (p *Process) bury() {
 	calls := p.pending
 	p.pending = nil
 	p.mu.Unlock()
+	// Before whoever learns of the end can close it.
+	if p.started.Load() && !p.closing.Load() { // else Start or Close says it
+		p.log.Error("the token's process ended", "pid", p.PID(), "cause", cause, "calls", len(calls))
+	}
 	close(p.done)
 	for _, waiting := range calls {
 		p.settle(waiting, outcome{err: p.ended})
-	}
-	if p.started.Load() && !p.closing.Load() { // else Start or Close says it
-		p.log.Error("the token's process ended", "pid", p.PID(), "cause", cause, "calls", len(calls))
 	}
 }
 
