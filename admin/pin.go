@@ -24,7 +24,8 @@ const (
 // ChangePIN gives a token a new PIN and wraps it for every grant. The actor is one of the
 // token's managers. Killed at any point, the next login by anybody finds out
 // by itself which PIN is right, and nobody loses access. A change that is in flight already is settled first. Errors:
-// token.ErrPINInvalid when the token does not take the new PIN, and nothing has changed.
+// token.ErrPINInvalid when the token does not take the new PIN, and token.ErrTokenAbsent when a replica is not in order; then
+// nothing has changed.
 func (o *Office) ChangePIN(ctx context.Context, actor Actor, name string, pin []byte) error {
 	if err := checkPIN(pin); err != nil {
 		return err
@@ -50,8 +51,19 @@ func (o *Office) ChangePIN(ctx context.Context, actor Actor, name string, pin []
 			return err
 		}
 		defer open.Close()
+		if err := allInOrder(open); err != nil {
+			return fmt.Errorf("admin: token %q keeps its PIN: %w", name, err)
+		}
 		return o.stageAndCarryOut(ctx, s, open, p, pin)
 	})
+}
+
+// allInOrder asks a token that is several whether each of them can be given a new PIN now, before anything is staged.
+func allInOrder(open token.Token) error {
+	if several, ok := open.(interface{ AllInOrder() error }); ok {
+		return several.AllInOrder()
+	}
+	return nil
 }
 
 func (o *Office) stageAndCarryOut(ctx context.Context, s *users.Snapshot, open token.Token, p *proof, pin []byte) error {

@@ -140,17 +140,26 @@ func TestThePINOfAllHomesChanges(t *testing.T) {
 	}
 	s.noError("signing", s.signs(s.alice))
 
-	// While one is out of order, nothing changes, and the change that is in flight by then is completed later.
+	// While one is out of order, nothing changes.
 	twin.fail("open", token.ErrTokenAbsent)
 	s.wantError("without the replica", s.ChangePIN(s.ctx, s.alice, "hsm", []byte("third PIN")), token.ErrTokenAbsent)
-	if string(s.device.pin) != "a new PIN" {
-		t.Errorf("PIN of the primary %q", s.device.pin)
+	if record, _ := s.snapshot().Token("hsm"); record.PINStaged || string(s.device.pin) != "a new PIN" {
+		t.Errorf("PIN of the primary %q, a change in flight: %v", s.device.pin, record.PINStaged)
 	}
 	s.noError("signing meanwhile", s.signs(s.alice))
 	twin.fail("open", nil)
+	s.noError("with it", s.ChangePIN(s.ctx, s.alice, "hsm", []byte("third PIN")))
+
+	// One that does not answer leaves the change in flight, which is completed later.
+	twin.fail("change", token.ErrBusy)
+	s.wantError("without an answer", s.ChangePIN(s.ctx, s.alice, "hsm", []byte("the next PIN")), token.ErrBusy)
+	if string(s.device.pin) != "third PIN" || string(twin.pin) != "third PIN" {
+		t.Errorf("PINs %q and %q", s.device.pin, twin.pin)
+	}
+	twin.fail("change", nil)
 	settled, err := s.SettlePIN(s.ctx, s.alice, "hsm")
 	s.noError("settle", err)
-	if settled != Completed || string(s.device.pin) != "third PIN" || string(twin.pin) != "third PIN" {
+	if settled != Completed || string(s.device.pin) != "the next PIN" || string(twin.pin) != "the next PIN" {
 		t.Errorf("%s, PINs %q and %q", settled, s.device.pin, twin.pin)
 	}
 	s.noError("signing after that", s.signs(s.alice))
@@ -158,7 +167,7 @@ func TestThePINOfAllHomesChanges(t *testing.T) {
 	// A replica that does not take the new PIN keeps the old one, and so does the primary.
 	twin.fail("change", token.ErrPINInvalid)
 	s.wantError("refused by the replica", s.ChangePIN(s.ctx, s.alice, "hsm", []byte("fourth PIN")), token.ErrPINInvalid)
-	if string(s.device.pin) != "third PIN" || string(twin.pin) != "third PIN" {
+	if string(s.device.pin) != "the next PIN" || string(twin.pin) != "the next PIN" {
 		t.Errorf("PINs %q and %q", s.device.pin, twin.pin)
 	}
 	if record, _ := s.snapshot().Token("hsm"); record.PINStaged {

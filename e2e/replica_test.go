@@ -218,9 +218,14 @@ func TestThePINOfAllReplicasChanges(t *testing.T) {
 	c.twin.Set(t, "return CKR_TOKEN_NOT_PRESENT C_OpenSession,C_GetTokenInfo")
 	expectation{5, "token_absent", `"twin"`}.check(t, change("pin3"))
 	c.twin.Clear(t)
-	c.Operator("token", "change-pin", "vault", "--passphrase-file", "olga.passphrase", "--settle")
-	c.Server.Kill()
-	c.Serve()
+	if r := change("pin3"); r.Exit != 0 {
+		t.Fatal(r.Stderr)
+	}
 	_, key = c.unlocked(t, "release")
 	c.signs(t, key, 5)
+	c.twin.Set(t, "return CKR_DEVICE_ERROR C_Sign")
+	before := c.logged("is taken back", "twin")
+	c.signs(t, key, 5)
+	c.twin.Clear(t)
+	c.Eventually(func() bool { return c.logged("is taken back", "twin") > before }, "the twin is not logged in with the new PIN")
 }

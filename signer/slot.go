@@ -97,8 +97,12 @@ func (s *slot) reopen() {
 	s.wake()
 }
 
-// outdated tells whether a token opened by one record must be opened anew by the next.
+// outdated tells whether a token opened by one record must be opened anew by the next. One with replicas must be when its
+// PIN changes, since a replica that returns is logged in with the PIN of the last unlock.
 func outdated(by, next users.Token) bool {
+	if len(next.Replicas) > 0 && by.PINVersion != next.PINVersion {
+		return true
+	}
 	return by.Reload != next.Reload || by.Location != next.Location || by.Driver != next.Driver ||
 		by.Serial != next.Serial || by.MaxSessions != next.MaxSessions || !slices.Equal(by.Replicas, next.Replicas)
 }

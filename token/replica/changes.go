@@ -49,14 +49,15 @@ func (t *Token) unsupported(ctx context.Context, err error) error {
 // error says which members could not, if any.
 func (t *Token) ChangePIN(ctx context.Context, old, new []byte) error {
 	return t.failed("change PIN", t.alone(ctx, func() error {
-		if err := t.allInOrder(); err != nil {
+		if err := t.AllInOrder(); err != nil {
 			return err
 		}
 		return t.changePIN(ctx, confine.NewSecret(old), confine.NewSecret(new))
 	}))
 }
 
-func (t *Token) allInOrder() error {
+// AllInOrder tells which member is not in order, as ChangePIN needs them; nil when all are. The error is token.ErrTokenAbsent.
+func (t *Token) AllInOrder() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, m := range t.members {
