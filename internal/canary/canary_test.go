@@ -24,6 +24,7 @@ import (
 	"chancery/signer"
 	"chancery/token"
 	"chancery/token/soft"
+	"chancery/token/worker"
 	"chancery/tunnel/wire"
 	"chancery/users"
 	"chancery/users/sqlite"
@@ -105,12 +106,12 @@ func newMine(t *testing.T, algorithms ...token.Algorithm) *mine {
 	}
 	m.server, err = signer.New(signer.Config{
 		Store: m.store, Audit: records, Log: slog.New(slog.DiscardHandler), PollEvery: 5 * time.Millisecond, FailurePause: time.Millisecond,
-		Open: func(_ context.Context, record users.Token) (token.Token, error) {
+		Open: func(_ context.Context, record users.Token) (worker.Handler, error) {
 			opened, err := soft.Open(record.Location)
 			if err != nil {
 				return nil, err
 			}
-			return faultyToken{opened, &m.fault}, nil
+			return worker.NewVault(faultyToken{opened, &m.fault}, slog.New(slog.DiscardHandler)), nil
 		},
 	})
 	if err != nil {
