@@ -144,6 +144,9 @@ func New(t TB, programs string, d Driver) *Lab {
 	return l
 }
 
+// HSMDirectory is where the driver SoftHSM, and others over it, keep the token's files.
+func (l *Lab) HSMDirectory() string { return filepath.Join(filepath.Dir(l.HSM.Store.Config), "tokens") }
+
 func (l *Lab) restoreAfterwards(variable string) {
 	before, was := os.LookupEnv(variable)
 	l.Cleanup(func() {
