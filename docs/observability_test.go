@@ -15,7 +15,7 @@ import (
 )
 
 // logging are the folders whose messages operators read.
-var logging = []string{"cmd", "client", "seal", "signer", "token/replica", "tunnel", "internal/certfile", "internal/notify", "internal/observe"}
+var logging = []string{"cmd", "client", "seal", "signer", "token", "tunnel", "internal/certfile", "internal/notify", "internal/observe"}
 
 // levels are the methods of a logger.
 var levels = []string{"Debug", "Info", "Warn", "Error"}
