@@ -26,6 +26,7 @@ type hsm struct {
 	state    token.PINState
 	absent   bool          // answers nothing but token.ErrTokenAbsent
 	corrupts bool          // its signatures
+	tests    bool          // a key's halves when it is looked for
 	hangs    chan struct{} // not nil: calls wait until it is closed
 	fails    error         // what a signature fails with
 	panics   bool
@@ -170,6 +171,9 @@ func (o *opened) Key(_ context.Context, id []byte) (token.Key, error) {
 	k := o.hsm.keys[string(id)]
 	if k == nil {
 		return nil, token.ErrNoKey
+	}
+	if o.hsm.tests && o.hsm.corrupts {
+		return nil, token.ErrMismatch
 	}
 	return &fakeKey{opened: o, id: slices.Clone(id), private: k}, nil
 }

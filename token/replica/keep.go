@@ -220,11 +220,16 @@ func (t *Token) logBackIn(m *member, open token.Token) error {
 	return err
 }
 
-// prove compares all known keys and has one sign a canary.
+// prove compares all known keys and has one sign a canary. A member that has keys, and none whose halves fit together as far
+// as its driver can tell, makes wrong signatures.
 func (t *Token) prove(m *member, open token.Token) error {
-	proven := false
+	var proven bool
+	var unfit error
 	for _, k := range t.allKeys() {
 		_, err := visitMember(t, m, func(ctx context.Context) (token.Key, error) { return k.at(ctx, m, open) })
+		if errors.Is(err, token.ErrMismatch) && !errors.Is(err, errAnotherHalf) {
+			unfit = err
+		}
 		if lacksKey(err) {
 			continue
 		}
@@ -238,6 +243,9 @@ func (t *Token) prove(m *member, open token.Token) error {
 			return fmt.Errorf("canary: %w", err)
 		}
 		proven = true
+	}
+	if !proven && unfit != nil {
+		return fmt.Errorf("canary: %w", unfit)
 	}
 	return nil
 }

@@ -61,6 +61,9 @@ func (k *key) signAt(ctx context.Context, m *member, open token.Token, digest []
 	return signature, nil
 }
 
+// errAnotherHalf says that the member is in order and its key is another one.
+var errAnotherHalf = fmt.Errorf("another public half than the others': %w", token.ErrMismatch)
+
 // at returns the member's own key, found at its first use. One that the member has not, or has with another public
 // half, is asked for no more until the keeper or an unlock looks again.
 func (k *key) at(ctx context.Context, m *member, open token.Token) (token.Key, error) {
@@ -73,7 +76,7 @@ func (k *key) at(ctx context.Context, m *member, open token.Token) (token.Key, e
 	}
 	own, err := open.Key(ctx, k.id)
 	if err == nil && !equal(own.Public(), k.public) {
-		err = fmt.Errorf("its key %x has another public half than the others': %w", k.id, token.ErrMismatch)
+		err = fmt.Errorf("its key %x: %w", k.id, errAnotherHalf)
 	}
 	switch {
 	case err == nil:

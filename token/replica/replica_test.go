@@ -41,6 +41,7 @@ func TestOneMemberFails(t *testing.T) {
 	}{
 		{"absent", func(h *hsm) { h.absent = true }, func(h *hsm) { h.absent = false }, false},
 		{"corrupts", func(h *hsm) { h.corrupts = true }, func(h *hsm) { h.corrupts = false }, false},
+		{"corrupts and tests", func(h *hsm) { h.corrupts, h.tests = true, true }, func(h *hsm) { h.corrupts = false }, false},
 		{"hangs", func(h *hsm) { h.hangs = make(chan struct{}) }, (*hsm).release, false},
 		{"panics", func(h *hsm) { h.panics = true }, func(h *hsm) { h.panics = false }, false},
 		{"broken", func(h *hsm) { h.fails = errors.New("CKR_DEVICE_MEMORY") }, func(h *hsm) { h.fails = nil }, false},
@@ -107,6 +108,21 @@ func TestHungMemberGetsNoMoreCalls(t *testing.T) {
 	if status := p.Members()[0]; status.Behind != 0 || status.Err != nil {
 		t.Errorf("%+v", status)
 	}
+}
+
+// TestMemberWithoutAKeyThatFits is not taken back as long as its driver finds that no key's halves fit together.
+func TestMemberWithoutAKeyThatFits(t *testing.T) {
+	p := newPair(t)
+	p.hsms[0].set(func(h *hsm) { h.corrupts, h.tests = true, true })
+	p.mustSign(t, 20)
+	p.await(t, 0, replica.StateLeftOut)
+	time.Sleep(200 * time.Millisecond) // ten attempts
+	if status := p.Members()[0]; status.State != replica.StateLeftOut {
+		t.Errorf("%+v", status)
+	}
+	p.hsms[0].set(func(h *hsm) { h.corrupts = false })
+	p.await(t, 0, replica.StateHealthy)
+	p.mustSign(t, 20)
 }
 
 // TestRequestWaitsForMember has all members vanish: the request is served once one returns.
