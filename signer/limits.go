@@ -131,6 +131,9 @@ func (t *session) limit(ctx context.Context, r *reply) error {
 
 // acquireRoom waits for room among the requests of the user. A peer that understands it is told after a while to come back.
 func (t *session) acquireRoom(ctx context.Context, r *reply) error {
+	if t.peer.requests.TryAcquire(r.weight) { // no timer for the many that need not wait
+		return nil
+	}
 	if !t.extended {
 		return t.peer.requests.Acquire(ctx, r.weight)
 	}
