@@ -43,15 +43,16 @@ type slot struct {
 	lastErr  error
 	refused  map[int64]error // by key ID: keys whose public half is not the registered one
 	rejected map[rejection]bool
-	round    int // grows with reopen
-	opened   int // how often the token was opened
+	round    int            // grows with reopen
+	opened   int            // how often the token was opened
+	anew     map[int64]bool // by ID: keys for which it was opened anew because it did not show them
 }
 
 func newSlot(ctx context.Context, cfg *Config, log *slog.Logger, record users.Token) *slot {
 	s := &slot{
 		cfg: cfg, log: log.With("token", record.Name), record: record,
 		changed: make(chan struct{}, 1), queue: queue.New(queue.Config{Slots: defaultCalls, MaxWaiting: cfg.TokenQueue, MaxWaitingPerUser: cfg.TokenQueueUser}),
-		rejected: make(map[rejection]bool), state: StateOpening, since: time.Now(),
+		rejected: make(map[rejection]bool), anew: make(map[int64]bool), state: StateOpening, since: time.Now(),
 	}
 	s.ctx, s.stop = context.WithCancel(ctx)
 	return s
@@ -363,10 +364,28 @@ func (s *slot) unlock(ctx context.Context, home *openToken, found granted, asked
 	}
 	asked.Token = s.withRejections(*record)
 	capability, err := home.Unlock(ctx, asked, &ledger{slot: s, reload: record.Reload, derived: derived})
+	if errors.Is(err, token.ErrNoKey) && s.mayShowAnew(found.key, home) && home.retire() {
+		s.log.Info("the token does not show a key that was registered since it was opened: it is opened anew", "key", found.key.Name)
+		s.wake()
+		return capability, fmt.Errorf("token %q: %w", record.Name, errOpening)
+	}
 	if err != nil {
 		home.failed(err)
 	}
 	return capability, err
+}
+
+// mayShowAnew tells, once for each key, whether it was registered after the token was opened: some modules, as
+// tpm2-pkcs11, list keys only once.
+func (s *slot) mayShowAnew(key *users.Key, home *openToken) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	newer := !key.CreatedAt.Before(home.opened.Truncate(time.Second)) // the store keeps whole seconds
+	if !newer || s.anew[key.ID] {
+		return false
+	}
+	s.anew[key.ID] = true
+	return true
 }
 
 func (s *slot) refusedKey(id int64) error {

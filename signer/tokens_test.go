@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"chancery/token"
 	"chancery/token/soft"
@@ -97,6 +98,21 @@ func TestAKeyMissingOnTheToken(t *testing.T) {
 	w := newWorld(t, func(w *world, _ *Config) { w.keys[token.P256].id = []byte("moved") })
 	w.awaitToken(StateReady)
 	w.connect("alice", true).refused(unlockRequest("p256", passphrase), wire.CodeKeyMismatch)
+}
+
+// A module that lists its keys only once does not show one that an operator's command has made since.
+func TestATokenIsOpenedAnewForAKeyThatIsNewerThanItsOpening(t *testing.T) {
+	w := newWorld(t, func(w *world, _ *Config) { w.keys[token.P256].id = []byte("not yet shown") })
+	w.awaitToken(StateReady)
+	w.change(func(s *fakeStore) { s.keys[w.keyID("p256")-1].CreatedAt = time.Now().Add(time.Second) })
+	c := w.connect("alice", true)
+	c.refused(unlockRequest("p256", passphrase), wire.CodeTokenUnavailable)
+	w.eventually("the token to be opened again", func() bool { return w.opens() == 2 })
+	w.awaitToken(StateReady)
+	c.refused(unlockRequest("p256", passphrase), wire.CodeKeyMismatch) // and not again and again
+	if n := w.opens(); n != 2 {
+		t.Errorf("the token was opened %d times", n)
+	}
 }
 
 func TestAnotherTokenInThePlaceOfTheRegisteredOne(t *testing.T) {

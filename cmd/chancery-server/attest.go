@@ -16,9 +16,10 @@ import (
 
 // The proofs of where a key lives.
 const (
-	proofNone   = "none: the token only says so"
-	proofTPM    = "signed by the TPM (TPM2_Certify), and verified: the key was made inside of it and cannot leave it"
-	proofFailed = "NOT VERIFIED: do not rely on it"
+	proofNone     = "none: the token only says so"
+	proofImported = "none: the key was made elsewhere and imported, as the TPM itself says"
+	proofTPM      = "signed by the TPM's attestation key (TPM2_Certify), and verified: the key was made inside of it and cannot leave it; that it is your TPM, tells evidence.signer (--json)"
+	proofFailed   = "NOT VERIFIED: do not rely on it"
 )
 
 // attestationView is what a key's token said of it.
@@ -49,6 +50,8 @@ func viewAttestation(k *users.Key) (attestationView, error) {
 	switch err := tpm.VerifyAttestation(v.Attestation, public); {
 	case v.Evidence == nil || errors.Is(err, token.ErrUnsupported):
 		v.Proof = proofNone
+	case err != nil && k.Origin == users.OriginImported && !v.Claims["sensitive_data_origin"]:
+		v.Proof = proofImported
 	case err != nil:
 		v.Proof, v.Problem = proofFailed, err.Error()
 	default:
