@@ -68,6 +68,28 @@ func TestKeysInATPM(t *testing.T) {
 	sign()
 }
 
+// TestKeysInATPMWhoseOwnerHasAPassword keeps them under a storage key that was made persistent.
+func TestKeysInATPMWhoseOwnerHasAPassword(t *testing.T) {
+	openssl, primary := testtool.Need(t, "openssl"), testtool.Need(t, "tpm2_createprimary")
+	evict, password := testtool.Need(t, "tpm2_evictcontrol"), testtool.Need(t, "tpm2_changeauth")
+	chip := swtpm.Start(t)
+	chip.SetEnv()
+	l := newLab(t, lab.Driver{Name: "tpm", Environment: []string{"CHANCERY_SERVER_TOKENS_TPM=unix:" + chip.Socket}, Add: func(l *lab.Lab) {
+		l.Must(primary, "-C", "o", "-G", "ecc", "-c", "primary.ctx")
+		l.Must(evict, "-C", "o", "-c", "primary.ctx", "0x81000001")
+		l.Must(password, "-c", "owner", "of the owner")
+		l.Operator("token", "add", "vault", "--driver", "tpm", "--create", "--parent", "0x81000001",
+			"--pin-file", "pin", "--manager", "olga", "--passphrase-file", "olga.passphrase")
+	}})
+	l.CreateKey("p256", "p256")
+	l.Serve()
+	l.Write("document", "x")
+	l.signRaw(t, openssl, "p256", nil, []string{"dgst", "-sha256"})
+	if r := l.TryOperator("token", "add", "other", "--driver", "tpm", "--create", "--pin-file", "pin", "--manager", "olga", "--passphrase-file", "olga.passphrase"); r.Exit == 0 || !strings.Contains(r.Stderr, "--parent") {
+		t.Errorf("a token without a storage key: exit %d, %s", r.Exit, r.Stderr)
+	}
+}
+
 // TestKeysInATPMThroughPKCS11 does it through tpm2-pkcs11, which has the TPM for itself while it is open.
 func TestKeysInATPMThroughPKCS11(t *testing.T) {
 	openssl, flush, module := testtool.Need(t, "openssl"), testtool.Need(t, "tpm2_flushcontext"), swtpm.PKCS11Module(t)

@@ -22,6 +22,7 @@ type tokenFlags struct {
 	serial, label, manager    string
 	primary, by               string // of a replica
 	maxSessions               int
+	parent                    uint32
 	create                    bool
 	pin                       *cli.Secret
 	grantee                   *granteeFlags
@@ -58,6 +59,7 @@ goes to one that is in order; a manager of the first token acts.`,
 	f.StringVar(&flags.label, "label", "", "pkcs11: the token's label; with --create: its label (default NAME)")
 	f.StringVar(&flags.directory, "directory", "", "soft and tpm: the token's directory (default: tokens/NAME in the state directory)")
 	f.BoolVar(&flags.create, "create", false, "soft and tpm: make a new token there, with a new PIN")
+	f.Uint32Var(&flags.parent, "parent", 0, "tpm with --create: handle of a persistent storage key such as 0x81000001, for a TPM whose owner hierarchy has a password (0: made as it is needed)")
 	f.IntVar(&flags.maxSessions, "max-sessions", 0, "sessions that the daemon opens at most (0: the driver's default)")
 	f.StringVar(&flags.manager, "manager", "", "the token's first manager, a registered user")
 	f.StringVar(&flags.primary, "replica-of", "", "the registered token whose keys this one holds, too")
@@ -100,7 +102,7 @@ func (a *app) addToken(ctx context.Context, command *cobra.Command, office *admi
 	var added users.Token
 	about := act{name: "token.add", details: map[string]string{"token": name, "driver": spec.Driver, "location": spec.Location, "manager": flags.manager}}
 	err = a.recorded(ctx, about, func() (err error) {
-		added, err = a.registerToken(ctx, office, spec, pin, manager, flags.create)
+		added, err = a.registerToken(ctx, office, spec, pin, manager, flags)
 		about.details["serial"] = added.Serial
 		return err
 	})
@@ -111,22 +113,22 @@ func (a *app) addToken(ctx context.Context, command *cobra.Command, office *admi
 }
 
 // registerToken makes the token first where that is wanted.
-func (a *app) registerToken(ctx context.Context, office *admin.Office, spec admin.TokenSpec, pin []byte, manager admin.Grantee, create bool) (users.Token, error) {
-	if create {
-		if err := a.makeToken(spec, pin); err != nil {
+func (a *app) registerToken(ctx context.Context, office *admin.Office, spec admin.TokenSpec, pin []byte, manager admin.Grantee, flags *tokenFlags) (users.Token, error) {
+	if flags.create {
+		if err := a.makeToken(spec, pin, flags.parent); err != nil {
 			return users.Token{}, err
 		}
 	}
 	added, err := office.AddToken(ctx, spec, pin, manager)
-	if err != nil && create {
+	if err != nil && flags.create {
 		return users.Token{}, fmt.Errorf("the token is made, but could not be registered; try again without --create: %w", err)
 	}
 	return added, err
 }
 
-func (a *app) makeToken(spec admin.TokenSpec, pin []byte) error {
+func (a *app) makeToken(spec admin.TokenSpec, pin []byte, parent uint32) error {
 	if spec.Driver == driverTPM {
-		return tpm.Create(tpm.Config{Device: a.config.Tokens.TPM, Directory: spec.Location}, spec.Label, pin)
+		return tpm.Create(tpm.Config{Device: a.config.Tokens.TPM, Directory: spec.Location, Parent: parent}, spec.Label, pin)
 	}
 	return soft.Create(spec.Location, spec.Label, pin)
 }
@@ -155,6 +157,8 @@ func (f *tokenFlags) spec(c *config, name string) (admin.TokenSpec, error) {
 	}
 	spec := admin.TokenSpec{Name: name, Driver: f.driver, Serial: f.serial, Label: f.label, MaxSessions: f.maxSessions}
 	switch {
+	case f.parent != 0 && (f.driver != driverTPM || !f.create):
+		return spec, cli.Usage("--parent is for --driver tpm with --create")
 	case f.maxSessions < 0 || f.maxSessions > 0 && f.driver == driverPKCS11 && f.maxSessions < pkcs11.MinSessions:
 		return spec, cli.Usage("--max-sessions %d: at least %d, or 0 for the default", f.maxSessions, pkcs11.MinSessions)
 	case f.inDirectory() && (f.module != "" || f.serial != "" || f.label != "" && !f.create):

@@ -156,7 +156,7 @@ func (l *link) openParent() (err error) {
 	}
 	switch {
 	case errors.Is(err, tpm2.TPMRCBadAuth) || errors.Is(err, tpm2.TPMRCAuthFail):
-		return fmt.Errorf("the owner hierarchy has a password: make the storage key persistent and name its handle: %w: %w", token.ErrUnsupported, err)
+		return fmt.Errorf("the owner hierarchy has a password: make the storage key persistent and name its handle with --parent when the token is made: %w: %w", token.ErrUnsupported, err)
 	case errors.Is(err, tpm2.TPMRCHandle):
 		return fmt.Errorf("%w: %w", token.ErrTokenAbsent, err)
 	case err != nil:
