@@ -353,13 +353,16 @@ func (s *slot) close(home *openToken) {
 }
 
 // unlock has the token's process turn the passphrase into a capability. No PIN is sent that the token has rejected since
-// the snapshot was taken.
+// the snapshot was taken. Derived is called when the passphrase's derivation has ended, which may be after unlock has
+// returned: a request that nobody waits for any more goes on in that process.
 func (s *slot) unlock(ctx context.Context, home *openToken, found granted, asked worker.Unlock, derived func()) (worker.Capability, error) {
 	if err := s.refusedKey(found.key.ID); err != nil {
+		derived()
 		return worker.Capability{}, err
 	}
 	record, ok := found.snapshot.TokenByID(found.key.TokenID)
 	if !ok {
+		derived()
 		return worker.Capability{}, fmt.Errorf("token of key %q: %w", found.key.Name, token.ErrTokenAbsent)
 	}
 	asked.Token = s.withRejections(*record)

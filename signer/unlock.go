@@ -64,6 +64,7 @@ func (t *session) unlock(ctx context.Context, id uint64, request *wire.Unlock) (
 		return nil, err
 	}
 	t.keep(opened)
+	t.lockVoid(time.Now()) // what was revoked since the grant was looked at did not find it among what the session holds
 	t.log.Info("key unlocked", "key", request.Key, "grant", opened.grantID)
 	return &wire.UnlockReply{}, nil
 }
@@ -113,7 +114,6 @@ func (t *session) present(ctx context.Context, found granted, passphrase wire.Se
 	if err != nil {
 		return unlocked{}, err
 	}
-	defer place.release()
 	capability, err := slot.unlock(ctx, home, found, worker.Unlock{
 		Holder: worker.Holder{Session: t.id, User: t.userID},
 		Key:    worker.Key{Name: found.key.Name, ID: found.key.TokenKeyID, Public: found.key.Public},
