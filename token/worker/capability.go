@@ -20,7 +20,9 @@ type grip struct {
 	key     token.Key
 	ends    time.Time // zero: with Lock
 	limited bool
-	left    atomic.Int64 // signatures, where limited
+	total   int64        // signatures, where limited
+	left    atomic.Int64 // of these
+	ended   atomic.Int64 // of those taken: signed or failed
 	over    atomic.Bool
 	timer   *time.Timer // nil without ends
 }
@@ -39,9 +41,9 @@ const maxCapabilities = 1 << 16
 
 // grip gives out a capability. The caller holds login.
 func (v *Vault) grip(u Unlock, key token.Key) (Capability, error) {
-	g := &grip{holder: u.Holder, keyID: bytes.Clone(u.Key.ID), key: key, limited: u.Uses > 0}
+	g := &grip{holder: u.Holder, keyID: bytes.Clone(u.Key.ID), key: key, limited: u.Uses > 0, total: int64(u.Uses)}
 	rand.Read(g.secret[:])
-	g.left.Store(int64(u.Uses))
+	g.left.Store(g.total)
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.isClosed() {
@@ -53,11 +55,23 @@ func (v *Vault) grip(u Unlock, key token.Key) (Capability, error) {
 	v.last++
 	capability := Capability{Number: v.last, Secret: g.secret}
 	v.grips[capability.Number] = g
-	if u.Lasts > 0 {
-		g.ends = time.Now().Add(u.Lasts)
-		g.timer = time.AfterFunc(u.Lasts, func() { v.Lock(capability) })
+	if lasts := u.lasts(time.Now()); lasts > 0 {
+		g.ends = time.Now().Add(lasts)
+		g.timer = time.AfterFunc(lasts, func() { v.Lock(capability) })
 	}
 	return capability, nil
+}
+
+// lasts is the capability's time: what was asked for, and not beyond the grant's expiry, which the wraps are bound to; 0: until Lock.
+func (u *Unlock) lasts(now time.Time) time.Duration {
+	if u.Grant.Binding.Expires.IsZero() {
+		return u.Lasts
+	}
+	left := max(u.Grant.Binding.Expires.Sub(now), 1) // it was not over when the passphrase was shown
+	if u.Lasts == 0 {
+		return left
+	}
+	return min(u.Lasts, left)
 }
 
 // endAll ends all capabilities.
@@ -100,6 +114,9 @@ func (g *grip) use(n int64) bool {
 		}
 	}
 }
+
+// used says that n signatures that use has taken are made or failed, and tells whether they were the last ones.
+func (g *grip) used(n int64) bool { return g.limited && g.ended.Add(n) == g.total }
 
 // find compares the secret in constant time; the number is none.
 func (v *Vault) find(capability Capability) *grip {

@@ -112,6 +112,7 @@ func TestLeases(t *testing.T) {
 			t.Error(err)
 		}
 		want(t, "none left", signing(h, ordering(u, capability, digest(1)), public), ErrCapability)
+		eventually(t, "logged out once they are used up", func() bool { return !isLoggedIn(t, h) })
 
 		u.Uses, u.Lasts = 0, 200*time.Millisecond
 		capability = mustUnlock(t, h, u)
@@ -128,6 +129,38 @@ func TestLeases(t *testing.T) {
 			_, err := h.Unlock(t.Context(), u, ledger)
 			want(t, "over before it begins", err, ErrCapability)
 		}
+	})
+}
+
+// Whoever asks for the unlock says how long it may last, but the wraps are bound to when the grant expires.
+func TestACapabilityEndsWithItsGrant(t *testing.T) {
+	now := time.Now()
+	for name, test := range map[string]struct{ lasts, expires, want time.Duration }{
+		"neither":             {},
+		"a lease":             {lasts: time.Minute, want: time.Minute},
+		"an expiry":           {expires: time.Hour, want: time.Hour},
+		"the expiry is first": {lasts: time.Hour, expires: time.Minute, want: time.Minute},
+		"the lease is first":  {lasts: time.Minute, expires: time.Hour, want: time.Minute},
+		"it is over":          {expires: -time.Hour, want: 1},
+	} {
+		u := Unlock{Lasts: test.lasts}
+		if test.expires != 0 {
+			u.Grant.Binding.Expires = now.Add(test.expires)
+		}
+		if got := u.lasts(now); got != test.want {
+			t.Errorf("%s: it lasts %v", name, got)
+		}
+	}
+	onBoth(t, fakeConfig{}, func(t *testing.T, h Handler, home home) {
+		u := home.unlocking(t, 0, 1)
+		u.Grant.Binding.Expires = time.Now().Add(-time.Second)
+		_, err := h.Unlock(t.Context(), u.withPIN(t, home.pin, 1), notebookOf(u))
+		want(t, "an expired grant", err, ErrCapability)
+		u.Grant.Binding.Expires = time.Now().Add(time.Second)
+		u = u.withPIN(t, home.pin, 1)
+		capability := mustUnlock(t, h, u)
+		eventually(t, "logged out when the grant has expired", func() bool { return !isLoggedIn(t, h) })
+		want(t, "afterwards", signing(h, ordering(u, capability, digest(1)), home.keys[0].Public), ErrCapability)
 	})
 }
 

@@ -101,7 +101,8 @@ func unwrap(u Unlock, ledger Ledger) (users.PINs, error) {
 
 func derive(u Unlock, ledger Ledger) (*access.Key, error) {
 	defer ledger.Derived()
-	if u.Lasts < 0 || u.Uses < 0 {
+	expires := u.Grant.Binding.Expires
+	if u.Lasts < 0 || u.Uses < 0 || !expires.IsZero() && !time.Now().Before(expires) {
 		return nil, fmt.Errorf("%w: its time or its signatures are over before it begins", ErrCapability)
 	}
 	if len(u.Passphrase) > access.MaxPassphrase {
@@ -151,6 +152,11 @@ func (v *Vault) Sign(ctx context.Context, order Order) ([][]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer func() {
+		if g.used(int64(len(order.Inputs))) {
+			v.Lock(order.Capability) // it is good for nothing any more, and the PIN need not stay for it
+		}
+	}()
 	signatures := make([][]byte, len(order.Inputs))
 	for i, input := range order.Inputs {
 		if err := ctx.Err(); err != nil {

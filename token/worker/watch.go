@@ -3,6 +3,7 @@ package worker
 import (
 	"context"
 	"crypto"
+	"math"
 	"sync"
 	"time"
 
@@ -13,12 +14,16 @@ import (
 // the whole process is stopped.
 const watchRounds = 8
 
-// watch knows which calls to a token are under way, and since when.
+// watch knows which calls to a token are under way, and since when. Only the one that began first can be overdue: a token that does
+// one thing at a time has the others wait, and is in order as long as it gets on with what came first. When one hangs, those before it
+// end, and then it is first.
 type watch struct {
 	mu    sync.Mutex
 	last  uint64
 	round uint64
 	calls map[uint64]call
+	first uint64 // the number of the one that was first in the latest round
+	since uint64 // the round in which it became the first
 }
 
 type call struct {
@@ -42,15 +47,24 @@ func (w *watch) end(number uint64) {
 	delete(w.calls, number)
 }
 
-// overdue begins a round and returns what has been under way for more than watchRounds of them, or "".
+// overdue begins a round and returns what has been under way, and first of all calls, for more than watchRounds of them, or "".
 func (w *watch) overdue() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.round++
-	for _, c := range w.calls {
-		if w.round-c.began > watchRounds {
-			return c.what
-		}
+	if len(w.calls) == 0 {
+		return ""
+	}
+	first := uint64(math.MaxUint64)
+	for number := range w.calls {
+		first = min(first, number)
+	}
+	c := w.calls[first]
+	if first != w.first {
+		w.first, w.since = first, max(c.began, w.round-1)
+	}
+	if w.round-w.since > watchRounds {
+		return c.what
 	}
 	return ""
 }

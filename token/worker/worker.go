@@ -41,7 +41,7 @@ type Unlock struct {
 	Passphrase []byte `json:"-"` // Vault and Process keep no reference to it
 	Grant      Grant
 	Token      users.Token   // as it stood in the snapshot that the grant is from
-	Lasts      time.Duration // the capability's time; 0: until Lock
+	Lasts      time.Duration // the capability's time, which ends with the grant's all the same; 0: until Lock
 	Uses       int           // signatures that it is good for; 0: any number
 }
 
