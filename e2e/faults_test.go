@@ -18,7 +18,7 @@ type fault struct {
 	name     string
 	commands string        // for faulty.Module.Set
 	lasts    time.Duration // before the token is well again
-	ends     int           // processes of the token that have to end before
+	replaced int           // processes of the token that have to be replaced before
 	opening  bool          // it shows only when the token is opened
 	unblock  bool          // an operator has to let the PIN be sent again
 	codes    []wire.Code   // that callers may be told, beside troubles
@@ -41,18 +41,18 @@ const (
 const lasting = 2 * time.Second
 
 var faults = []fault{
-	{name: "one `C_Sign` hangs", commands: "hang C_Sign 1", ends: 1,
+	{name: "one `C_Sign` hangs", commands: "hang C_Sign 1", replaced: 1,
 		answer: "the call outlasts `tokens.call_timeout`, so the process ends itself and another is started; clients unlock again"},
-	{name: "every `C_Sign` hangs", commands: "hang C_Sign", ends: 2,
+	{name: "every `C_Sign` hangs", commands: "hang C_Sign", replaced: 2,
 		answer: "the same with each process, the later ones after growing pauses"},
-	{name: "a crash, and then `C_Login` hangs twice", commands: "crash C_Sign 1; hang C_Login 2", ends: 3,
+	{name: "a crash, and then `C_Login` hangs twice", commands: "crash C_Sign 1; hang C_Login 2", replaced: 3,
 		answer: "the same; the PIN on its way is marked before it is sent, and a third try in a row is the last"},
-	{name: "a crash, and then `C_Login` hangs each time", commands: "crash C_Sign 1; hang C_Login", ends: 4, unblock: true,
+	{name: "a crash, and then `C_Login` hangs each time", commands: "crash C_Sign 1; hang C_Login", replaced: 4, unblock: true,
 		codes:  []wire.Code{wire.CodeTokenPINRejected},
 		answer: "three tries without an answer are all that a PIN gets: `token_pin_rejected` until an operator says `token unblock`"},
-	{name: "one crash (`abort`) in `C_Sign`", commands: "crash C_Sign 1", ends: 1,
+	{name: "one crash (`abort`) in `C_Sign`", commands: "crash C_Sign 1", replaced: 1,
 		answer: "the daemon sees the process end and starts another at once"},
-	{name: "a crash with each `C_Sign`", commands: "crash C_Sign", ends: 3,
+	{name: "a crash with each `C_Sign`", commands: "crash C_Sign", replaced: 3,
 		answer: "the same, with growing pauses"},
 	{name: "`CKR_DEVICE_ERROR`, twice", commands: "return CKR_DEVICE_ERROR C_Sign 2", lasts: time.Second,
 		answer: "the driver drops the session and repeats on another one"},
@@ -84,6 +84,8 @@ var faults = []fault{
 		answer: "requests wait their turn in the token's queue"},
 	{name: "one corrupted signature", commands: "corrupt 1", lasts: time.Second,
 		answer: "the token's process verifies each signature, throws the wrong one away and has it made again"},
+	{name: "ten corrupted signatures", commands: "corrupt 10", lasts: time.Second, codes: []wire.Code{wire.CodeKeyMismatch},
+		answer: "the same; a request that meets two of them has the process replaced, and is repeated by its client"},
 	{name: "every signature is corrupted", commands: "corrupt", lasts: lasting,
 		codes:  []wire.Code{wire.CodeKeyMismatch},
 		answer: "after two wrong ones of a request the process is replaced; the next one finds that the halves of the key do not fit: `key_mismatch`. No wrong signature leaves the process, and none is recorded"},
@@ -160,26 +162,22 @@ func newBroken(t *testing.T) *broken {
 	return b
 }
 
-// What the daemon logs of the faulty token.
-const (
-	opened       = `msg="the token is open" token=vault`
-	processEnded = `msg="the token's process ended" token=vault`
-)
-
-// count tells how often the daemon has logged something.
-func (b *broken) count(text string) int { return strings.Count(b.scene.Server.Log.String(), text) }
+// openings tells how often the daemon has opened the faulty token.
+func (b *broken) openings() int {
+	return strings.Count(b.scene.Server.Log.String(), `msg="the token is open" token=vault`)
+}
 
 // suffer has the token misbehave for a while, and measures what its users notice until all of them have signatures again.
 func (b *broken) suffer(t *testing.T, f fault) {
 	b.begin(t)
-	ends, opens := b.count(processEnded), b.count(opened)
+	opens := b.openings()
 	began := time.Now()
 	b.module.Set(t, f.commands)
 	if f.opening {
 		b.scene.Operator("token", "reload", "vault")
 	}
 	time.Sleep(f.lasts)
-	eventually(t, func() bool { return b.count(processEnded) >= ends+f.ends }, "the token's process does not end")
+	eventually(t, func() bool { return b.openings() >= opens+f.replaced }, "the token's process is not replaced")
 	if f.unblock {
 		eventually(t, func() bool { return b.sick.wasTold(began, wire.CodeTokenPINRejected) }, "nobody is told that the PIN is not sent")
 	}
@@ -197,7 +195,7 @@ func (b *broken) suffer(t *testing.T, f fault) {
 		checkCodes(t, well)
 	}
 	m := measure(during, began, cured)
-	m.fault, m.openings = f, b.count(opened)-opens
+	m.fault, m.openings = f, b.openings()-opens
 	b.measured = append(b.measured, m)
 	t.Logf("no signature for %v, the next one %v after the recovery, the slowest request %v; %s; opened %d times",
 		m.silence, m.after, m.slowest, tally(during), m.openings)
@@ -206,9 +204,9 @@ func (b *broken) suffer(t *testing.T, f fault) {
 // begin opens the token anew, so that no fault inherits the pauses after the one before.
 func (b *broken) begin(t *testing.T) {
 	t.Helper()
-	opens := b.count(opened)
+	opens := b.openings()
 	b.scene.Operator("token", "reload", "vault")
-	eventually(t, func() bool { return b.count(opened) > opens }, "the token is not opened anew")
+	eventually(t, func() bool { return b.openings() > opens }, "the token is not opened anew")
 	b.recover(t, time.Now())
 }
 
