@@ -29,6 +29,7 @@ type hsm struct {
 	tests    bool          // a key's halves when it is looked for
 	hangs    chan struct{} // not nil: calls wait until it is closed
 	fails    error         // what a signature fails with
+	takes    time.Duration // that a signature takes, one after the other
 	panics   bool
 	hides    bool // its public halves from who is not logged in
 	// afterChange is called, with mu held, once the PIN was changed.
@@ -237,6 +238,7 @@ func (k *fakeKey) Sign(_ context.Context, digest []byte, opts crypto.SignerOpts)
 	case h.fails != nil:
 		return nil, h.fails
 	}
+	time.Sleep(h.takes)
 	signature, err := k.private.Sign(rand.Reader, digest, opts)
 	if h.corrupts && err == nil {
 		signature[len(signature)-1] ^= 1

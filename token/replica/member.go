@@ -47,7 +47,10 @@ type member struct {
 	maxSessions int
 	held        map[*key]holding
 	inFlight    int
-	behind      int // calls past their time that have not returned
+	most        int       // calls in flight at once, so far
+	returned    int       // calls that have returned
+	latest      time.Time // when the latest of them did
+	behind      int       // calls past their time that have not returned
 	strikes     int
 	good        time.Time // when it last did something well
 	signed      bool      // since the keeper's latest look
@@ -104,17 +107,38 @@ type outcome[T any] struct {
 	err   error
 }
 
+// overtakings is how many calls may return before one that began earlier, for each of the most that were ever in flight at once,
+// and leave it time: a token that does one thing at a time has calls wait for each other, in no certain order.
+const overtakings = 2
+
+// patience is for how long a call that has taken limit may still go on: as long as it may be waiting for others that return. Passed is
+// how many have. The caller holds mu.
+func (m *member) patience(passed int, limit time.Duration) time.Duration {
+	if m.behind > 0 || passed == 0 || passed > overtakings*m.most {
+		return 0
+	}
+	return time.Until(m.latest.Add(limit))
+}
+
 // call makes one call to a member in a goroutine of its own, since it may never return. The call's context ends a
 // little before limit, so that a driver that obeys it is not taken for one that hangs. When the caller's context ends,
 // call returns, and the watch over the member's call goes on. The caller of call has counted it as in flight.
 func call[T any](ctx context.Context, t *Token, m *member, limit time.Duration, f func(ctx context.Context) (T, error)) (T, error) {
 	ended := make(chan outcome[T], 2) // the call's own, and that it is overdue
 	bounded, cancel := context.WithTimeout(ctx, limit-limit/8)
-	var overdue, returned bool // guarded by mu
-	watch := time.AfterFunc(limit, func() {
+	var overdue, returned bool // guarded by mu, as is watch
+	var watch *time.Timer
+	t.mu.Lock()
+	m.most = max(m.most, m.inFlight)
+	before := m.returned
+	watch = time.AfterFunc(limit, func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		if returned {
+			return
+		}
+		if left := m.patience(m.returned-before, limit); left > 0 {
+			watch.Reset(left)
 			return
 		}
 		overdue = true
@@ -123,13 +147,15 @@ func call[T any](ctx context.Context, t *Token, m *member, limit time.Duration, 
 		t.leaveOut(m, err)
 		ended <- outcome[T]{err: err}
 	})
+	t.mu.Unlock()
 	go func() {
 		defer cancel()
 		value, err := guarded(bounded, t, m, f)
-		watch.Stop()
 		t.mu.Lock()
 		defer t.mu.Unlock()
+		watch.Stop()
 		returned = true
+		m.returned, m.latest = m.returned+1, time.Now()
 		if overdue {
 			m.behind--
 		}

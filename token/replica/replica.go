@@ -65,7 +65,7 @@ type Config struct {
 	Serial string
 	// Members are the tokens, the primary first. Names are for people and differ.
 	Members []Member
-	// SignTimeout bounds one signature by one member. Zero means DefaultSignTimeout.
+	// SignTimeout bounds one signature by one member, beside waiting for others that it makes meanwhile. Zero means DefaultSignTimeout.
 	SignTimeout time.Duration
 	// CallTimeout bounds each other call to one member, opening it among them. Zero means DefaultCallTimeout.
 	CallTimeout time.Duration

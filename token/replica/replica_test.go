@@ -204,6 +204,28 @@ func TestBurst(t *testing.T) {
 	p.mustSign(t, 2)
 }
 
+// TestMembersThatSignOneAfterTheOther has so many signatures asked for at once that the last ones wait for much longer than one may take.
+func TestMembersThatSignOneAfterTheOther(t *testing.T) {
+	p := newGroup(t, replica.Config{SignTimeout: 300 * time.Millisecond}, 2)
+	for _, h := range p.hsms {
+		h.set(func(h *hsm) { h.takes = 50 * time.Millisecond })
+	}
+	var group sync.WaitGroup
+	for range 32 {
+		group.Go(func() {
+			if err := sign(t.Context(), p.key); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	for i, h := range p.hsms {
+		if opens := get(h, func(h *hsm) int { return h.opens }); opens != 1 {
+			t.Errorf("member %d was opened %d times: %+v", i, opens, p.Members()[i])
+		}
+	}
+}
+
 // TestDifferentKey has a member with another key pair under the same identifier.
 func TestDifferentKey(t *testing.T) {
 	keys := newKeys(t, "a", "b")

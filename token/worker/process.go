@@ -31,7 +31,7 @@ type Config struct {
 	// replica does, and for measuring what that costs.
 	Unverified bool
 
-	CallTimeout time.Duration // default 10 s: a call to the token that takes longer ends the process; waiting for calls that began before it does not count
+	CallTimeout time.Duration // default 10 s: a call to the token that takes longer ends the process; waiting for others that end meanwhile does not count
 	OpenTimeout time.Duration // default 30 s: from starting the process until the token is open
 	PingEvery   time.Duration // default 5 s; a process that leaves a ping unanswered for twice as long is ended
 }

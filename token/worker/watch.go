@@ -3,7 +3,6 @@ package worker
 import (
 	"context"
 	"crypto"
-	"math"
 	"sync"
 	"time"
 
@@ -14,57 +13,62 @@ import (
 // the whole process is stopped.
 const watchRounds = 8
 
-// watch knows which calls to a token are under way, and since when. Only the one that began first can be overdue: a token that does
-// one thing at a time has the others wait, and is in order as long as it gets on with what came first. When one hangs, those before it
-// end, and then it is first.
+// overtakings is how many calls may end before one that began earlier, for each of the most that were ever under way at once, and
+// leave it time. A token that does one thing at a time has calls wait for each other, in no certain order.
+const overtakings = 2
+
+// watch knows which calls to a token are under way, and since when. One that waits while others end does not hang, unless too
+// many end: then it is not them that it waits for.
 type watch struct {
 	mu    sync.Mutex
 	last  uint64
 	round uint64
-	calls map[uint64]call
-	first uint64 // the number of the one that was first in the latest round
-	since uint64 // the round in which it became the first
+	calls map[uint64]*call
+	most  uint64 // calls at once
+	done  uint64 // calls that have ended
+	seen  uint64 // of these, in the latest round
 }
 
 type call struct {
 	what  string
-	began uint64 // the round
+	since uint64 // the round in which it began, or others have ended for which it may have waited
+	done  uint64 // watch.done when it began
 }
 
-func newWatch() *watch { return &watch{calls: make(map[uint64]call)} }
+func newWatch() *watch { return &watch{calls: make(map[uint64]*call)} }
 
 func (w *watch) begin(what string) uint64 {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.last++
-	w.calls[w.last] = call{what, w.round}
+	w.calls[w.last] = &call{what, w.round, w.done}
+	w.most = max(w.most, uint64(len(w.calls)))
 	return w.last
 }
 
 func (w *watch) end(number uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.done++
 	delete(w.calls, number)
 }
 
-// overdue begins a round and returns what has been under way, and first of all calls, for more than watchRounds of them, or "".
+// overdue begins a round and returns what has been under way for more than watchRounds of them in which nothing else ended that
+// it may have waited for, or "".
 func (w *watch) overdue() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.round++
-	if len(w.calls) == 0 {
-		return ""
-	}
-	first := uint64(math.MaxUint64)
-	for number := range w.calls {
-		first = min(first, number)
-	}
-	c := w.calls[first]
-	if first != w.first {
-		w.first, w.since = first, max(c.began, w.round-1)
-	}
-	if w.round-w.since > watchRounds {
-		return c.what
+	progress := w.done != w.seen
+	w.seen = w.done
+	for _, c := range w.calls {
+		passed := w.done - c.done
+		if progress && passed > 0 && passed <= overtakings*w.most {
+			c.since = w.round - 1
+		}
+		if w.round-c.since > watchRounds {
+			return c.what
+		}
 	}
 	return ""
 }
