@@ -48,7 +48,7 @@ func viewAttestation(k *users.Key) (attestationView, error) {
 		return v, fmt.Errorf("the public half of key %q: %w", k.Name, err)
 	}
 	switch err := tpm.VerifyAttestation(v.Attestation, public); {
-	case v.Evidence == nil || errors.Is(err, token.ErrUnsupported):
+	case v.Evidence == nil, errors.Is(err, token.ErrUnsupported) && !errors.Is(err, token.ErrMismatch):
 		v.Proof = proofNone
 	case err != nil && k.Origin == users.OriginImported && !v.Claims["sensitive_data_origin"]:
 		v.Proof = proofImported

@@ -288,6 +288,31 @@ func TestThePINWasChangedSinceTheLogin(t *testing.T) {
 	})
 }
 
+// A token that has lost its login must not be told a forged grant's PIN, nor take it for the right one.
+func TestAForgedGrantMeetsALostLogin(t *testing.T) {
+	s, home := newFakeHome(t, fakeConfig{})
+	open, err := openFake(s.Fake)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vault := NewVault(open, slog.New(slog.DiscardHandler))
+	defer vault.Close()
+	mine := home.unlocking(t, 0, 1)
+	capability := mustUnlock(t, vault, mine)
+	if err := open.Logout(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	forged := home.unlocking(t, 0, 2).withPIN(t, "000000", 1)
+	_, err = vault.Unlock(t.Context(), forged, notebookOf(forged))
+	want(t, "a forged grant", err, access.ErrWrongPassphrase)
+	if err := signing(vault, ordering(mine, capability, digest(1)), home.keys[0].Public); err != nil {
+		t.Error(err)
+	}
+	if sent := fmt.Sprint(home.attempts(t)); sent != "[123456 123456]" {
+		t.Errorf("sent %s", sent)
+	}
+}
+
 func TestALostLoginComesBackOnce(t *testing.T) {
 	onBoth(t, fakeConfig{}, func(t *testing.T, h Handler, home home) {
 		u := home.unlocking(t, 0, 1)

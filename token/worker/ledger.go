@@ -120,20 +120,33 @@ type adviser struct {
 	version int64
 	derived func() // Ledger.Derived, at most once
 
-	mu   sync.Mutex
-	busy bool // one question at a time
+	mu    sync.Mutex
+	busy  bool // one question at a time
+	asked int
 }
+
+// maxQuestions bounds the questions of one unlock, which are a dozen at most: each reads or changes the store.
+const maxQuestions = 32
 
 func newAdviser(ledger Ledger, record users.Token) *adviser {
 	return &adviser{ledger: ledger, token: record.ID, version: record.PINVersion, derived: sync.OnceFunc(ledger.Derived)}
 }
 
-func (a *adviser) occupy(busy bool) (was bool) {
+// begin tells whether a question may be asked now.
+func (a *adviser) begin() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	was = a.busy
-	a.busy = busy
-	return was
+	if a.busy || a.asked >= maxQuestions {
+		return false
+	}
+	a.busy, a.asked = true, a.asked+1
+	return true
+}
+
+func (a *adviser) end() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.busy = false
 }
 
 // answer has the ledger of a call answer the worker's question.
@@ -142,7 +155,7 @@ func (p *Process) answer(number uint64, body []byte) error {
 	waiting := p.pending[number]
 	p.mu.Unlock()
 	var q question
-	if err := json.Unmarshal(body, &q); err != nil || waiting == nil || waiting.adviser == nil || waiting.adviser.occupy(true) {
+	if err := json.Unmarshal(body, &q); err != nil || waiting == nil || waiting.adviser == nil || !waiting.adviser.begin() {
 		return fmt.Errorf("%w: a question", errFrame)
 	}
 	go func() {
@@ -150,7 +163,7 @@ func (p *Process) answer(number uint64, body []byte) error {
 		if err != nil {
 			a = answer{Error: encodeError(err)}
 		}
-		waiting.adviser.occupy(false)
+		waiting.adviser.end()
 		text, err := json.Marshal(a)
 		if err != nil {
 			text = nil // a malformed answer is a failure there

@@ -104,17 +104,22 @@ func (v *Vault) logIn(ctx context.Context, ledger users.Ledger, record users.Tok
 	if err := v.proof.exhausted(record.Name); err != nil {
 		return err
 	}
-	if err := users.Login(ctx, ledger, record, &noted{Token: v.token, vault: v}, pins); err != nil {
+	if err := users.Login(ctx, ledger, record, v.noting(record, pins), pins); err != nil {
 		return err
 	}
 	if v.proves(record, pins) {
 		return nil
 	}
 	if v.proof.digest != nil && v.proof.version == record.PINVersion {
-		v.proof.misfits++
-		return fmt.Errorf("the grant does not hold the PIN that token %q has taken; its row was altered: %w", record.Name, access.ErrWrongPassphrase)
+		return v.misfit(record)
 	}
 	return v.proveAnew(ctx, ledger, record, pins)
+}
+
+// misfit counts a grant with another PIN than the one that the token took, although the record says that it is the same one.
+func (v *Vault) misfit(record users.Token) error {
+	v.proof.misfits++
+	return fmt.Errorf("the grant does not hold the PIN that token %q has taken; its row was altered: %w", record.Name, access.ErrWrongPassphrase)
 }
 
 func (v *Vault) proves(record users.Token, pins users.PINs) bool {
@@ -133,7 +138,7 @@ func (v *Vault) proveAnew(ctx context.Context, ledger users.Ledger, record users
 	if err := v.token.Logout(ctx); err != nil {
 		return err
 	}
-	err := users.Login(ctx, ledger, record, &noted{Token: v.token, vault: v}, pins)
+	err := users.Login(ctx, ledger, record, v.noting(record, pins), pins)
 	if err == nil {
 		if v.proves(record, pins) {
 			return nil
@@ -191,10 +196,22 @@ func (v *Vault) sendKept(ctx context.Context) error {
 // noted has the vault keep the PIN that the token takes, and sends it none twice that it rejected.
 type noted struct {
 	token.Token
-	vault *Vault
+	vault  *Vault
+	record users.Token
+	staged bool // a change of the PIN is in flight, so that either may be right
+}
+
+func (v *Vault) noting(record users.Token, pins users.PINs) *noted {
+	return &noted{v.token, v, record, pins.Staged != nil}
 }
 
 func (n *noted) Login(ctx context.Context, pin []byte) error {
+	// Where the token has lost its login, this needs no try of the token's; and what a token answers that is logged in all the same says
+	// nothing about the PIN.
+	known := n.vault.proof.digest != nil && n.vault.proof.version == n.record.PINVersion
+	if known && !n.staged && !n.vault.proof.fits(pin) {
+		return n.vault.misfit(n.record)
+	}
 	if n.vault.proof.isRejected(pin) {
 		return fmt.Errorf("worker: not sent again: %w", token.ErrPINIncorrect)
 	}

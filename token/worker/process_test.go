@@ -344,6 +344,13 @@ func TestAWorkerAsksAboutItsOwnTokenOnly(t *testing.T) {
 	if derived, told := ledger.seen(); derived != 1 || len(told) > 0 {
 		t.Errorf("derived %d times, told %q", derived, told)
 	}
+	asked := 0
+	for ; asked < 1000 && a.begin(); asked++ {
+		a.end()
+	}
+	if asked != maxQuestions {
+		t.Errorf("%d questions were allowed", asked)
+	}
 }
 
 func TestAModuleThatMisbehaves(t *testing.T) {
