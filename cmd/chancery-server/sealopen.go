@@ -25,6 +25,7 @@ import (
 	"chancery/seal/helper"
 	"chancery/seal/pkcs11"
 	"chancery/seal/tpm"
+	"chancery/token/worker"
 )
 
 // sealConfig says what is expected of the seal over the database. Which seals there are stands in the database.
@@ -197,6 +198,7 @@ func helperCommand(ctx context.Context) *exec.Cmd {
 	}
 	command := exec.CommandContext(ctx, program, helperName)
 	command.Args[0], command.Err = os.Args[0], errors.Join(command.Err, err)
+	command.Env = worker.Inherited(os.Environ())
 	return command
 }
 

@@ -129,15 +129,16 @@ func (c *Config) command(link *os.File) *exec.Cmd {
 	}
 	command.Env = c.Environment
 	if command.Env == nil {
-		command.Env = inherited(os.Environ())
+		command.Env = Inherited(os.Environ())
 	}
 	command.Stderr = os.Stderr
 	command.ExtraFiles = []*os.File{link} // becomes LinkFD
 	return command
 }
 
-// inherited leaves out what systemd tells the daemon alone, and the daemon's own settings.
-func inherited(environment []string) []string {
+// Inherited leaves out what systemd tells the daemon alone, and the daemon's own settings: what is left is for a process of the
+// daemon's that loads somebody else's code.
+func Inherited(environment []string) []string {
 	var kept []string
 	for _, entry := range environment {
 		name, _, _ := strings.Cut(entry, "=")
