@@ -14,6 +14,7 @@ import (
 type pending struct {
 	result  chan outcome
 	slot    bool     // it holds one of Process.slots
+	most    int      // bytes of a result; more are no result
 	adviser *adviser // nil for all but Unlock
 }
 
@@ -22,7 +23,19 @@ type outcome struct {
 	err  error
 }
 
-func newPending() *pending { return &pending{result: make(chan outcome, 1)} }
+func newPending() *pending { return &pending{result: make(chan outcome, 1), most: maxFrame} }
+
+// maxSignature bounds a signature in bytes, far above every algorithm's: many calls may be under way, and a module chooses what it
+// answers.
+const maxSignature = 8 << 10
+
+// awaited tells whether a result of so many bytes can be one to the call. What nobody waits for is dropped.
+func (p *Process) awaited(number uint64, size int) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	waiting := p.pending[number]
+	return waiting == nil || size <= waiting.most
+}
 
 // begin registers a call and sends its request.
 func (p *Process) begin(waiting *pending, kind byte, size int, fill func([]byte) []byte) (uint64, error) {
@@ -132,7 +145,7 @@ func (p *Process) Keys(ctx context.Context) ([]token.KeyInfo, error) {
 // Unlock implements Handler. When ctx ends first, the worker goes on: what it finds out of a PIN still reaches the ledger.
 func (p *Process) Unlock(ctx context.Context, unlock Unlock, ledger Ledger) (Capability, error) {
 	waiting := newPending()
-	waiting.adviser = newAdviser(ledger, unlock.Token)
+	waiting.adviser, waiting.most = newAdviser(ledger, unlock.Token), capabilitySize
 	text, err := json.Marshal(unlock)
 	if err != nil {
 		waiting.adviser.derived()
@@ -184,7 +197,7 @@ func (p *Process) Sign(ctx context.Context, order Order) ([][]byte, error) {
 		return nil, fmt.Errorf("%w: %w", token.ErrBusy, context.Cause(ctx))
 	}
 	waiting := newPending()
-	waiting.slot = true
+	waiting.slot, waiting.most = true, 4+len(order.Inputs)*(inputOverhead+maxSignature)
 	number, err := p.begin(waiting, kindSign, orderSize(&order), func(b []byte) []byte { return appendOrder(b, &order, w) })
 	if err != nil {
 		return nil, err

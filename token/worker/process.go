@@ -198,6 +198,9 @@ func (p *Process) receive() {
 func (p *Process) handle(f frame) error {
 	switch f.kind {
 	case kindResult:
+		if !p.awaited(f.call, len(f.body)) {
+			return fmt.Errorf("%w: a result of %d bytes", errFrame, len(f.body))
+		}
 		p.deliver(f.call, outcome{body: bytes.Clone(f.body)})
 	case kindFailure:
 		failure, err := parseError(f.body)

@@ -322,6 +322,24 @@ func TestAWorkerThatLies(t *testing.T) {
 	}
 }
 
+// A module that answers much for each of many calls must not fill the daemon's memory.
+func TestResultsAreBounded(t *testing.T) {
+	p := &Process{pending: map[uint64]*pending{}, slots: make(chan struct{}, 1)}
+	for name, test := range map[string]struct {
+		most, size int
+		good       bool
+	}{
+		"a signature": {4 + inputOverhead + maxSignature, 4 + inputOverhead + 512, true}, "the longest": {40, 40, true}, "longer": {40, 41, false},
+	} {
+		waiting := newPending()
+		waiting.most = test.most
+		p.pending[1] = waiting
+		if err := p.handle(frame{kindResult, 1, make([]byte, test.size)}); errors.Is(err, errFrame) == test.good {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // A module that has taken over its process learns or changes nothing about other tokens by the ledger.
 func TestAWorkerAsksAboutItsOwnTokenOnly(t *testing.T) {
 	_, home := newFakeHome(t, fakeConfig{})
