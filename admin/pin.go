@@ -219,20 +219,19 @@ func (o *Office) RepairPIN(ctx context.Context, name string, pin []byte) error {
 	if err := checkPIN(pin); err != nil {
 		return err
 	}
-	s, err := o.Store.Snapshot(ctx)
-	if err != nil {
-		return err
-	}
-	record, err := namedToken(s, name)
-	if err != nil {
-		return err
-	}
-	if _, err := o.verify(ctx, *record, pin); err != nil {
-		return err
-	}
-	ctx, cancel := o.finishing(ctx)
-	defer cancel()
-	return o.retrying(ctx, func(s *users.Snapshot) error { return o.replacePIN(ctx, s, name, pin) })
+	return o.retrying(ctx, func(s *users.Snapshot) error {
+		record, err := namedToken(s, name)
+		if err != nil {
+			return err
+		}
+		// Within each attempt, so that the store refuses what another's change of the PIN has overtaken since.
+		if _, err := o.verify(ctx, *record, pin); err != nil {
+			return err
+		}
+		finishing, cancel := o.finishing(ctx)
+		defer cancel()
+		return o.replacePIN(finishing, s, name, pin)
+	})
 }
 
 // replacePIN puts a PIN that the token has into every grant.

@@ -11,6 +11,9 @@ import (
 func (s *Store) StagePIN(ctx context.Context, tokenID int64, grants []users.Grant) (int64, error) {
 	var version int64
 	err := s.change(ctx, func(c *change) error {
+		if err := c.unchangedPIN(tokenID, grants); err != nil {
+			return err
+		}
 		version = c.revision
 		what := fmt.Sprintf("token %d", tokenID)
 		if err := c.exec(what, `UPDATE tokens SET pin_version = ? WHERE id = ? AND pin_staged = 0`, version, tokenID); err != nil {
@@ -22,6 +25,23 @@ func (s *Store) StagePIN(ctx context.Context, tokenID int64, grants []users.Gran
 		return c.stage(tokenID, grants)
 	})
 	return version, err
+}
+
+// unchangedPIN refuses grants that were read before the PIN was changed, or a change of it was begun or given up: what the caller
+// knows of the token's PIN may be wrong by now.
+func (c *change) unchangedPIN(tokenID int64, grants []users.Grant) error {
+	var version int64
+	var staged bool
+	err := c.QueryRowContext(c.ctx, `SELECT pin_version, pin_staged FROM tokens WHERE id = ?`, tokenID).Scan(&version, &staged)
+	if err != nil || staged {
+		return nil // which is told next
+	}
+	for _, g := range grants {
+		if g.PINVersion != version {
+			return fmt.Errorf("grant %d: PIN of token %d: %w", g.ID, tokenID, users.ErrStale)
+		}
+	}
+	return nil
 }
 
 // whyNotStaged tells a token in flight from one that does not exist.
