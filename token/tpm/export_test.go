@@ -48,6 +48,7 @@ func (answering) Close() error { return nil }
 // AgainstAnswer runs the driver against a TPM that gives one answer to everything.
 // The token reaches no other from then on.
 func AgainstAnswer(ctx context.Context, t *Token, id, pin, answer []byte) {
+	t.idle.Stop()                                                         // or else it would give up the connection that is put in place here
 	brief := Timeouts{Command: time.Nanosecond, MakeKey: time.Nanosecond} // no retries
 	channel := answering(answer)
 	_, _ = CreateParent(&Transport{channel: channel, timeouts: brief})
@@ -68,17 +69,24 @@ func AgainstAnswer(ctx context.Context, t *Token, id, pin, answer []byte) {
 		guarded(t, func() error { _, err := t.link.authSession(pin); return err }),
 		guarded(t, func() error { return t.link.clearOrphans() }),
 	} {
+		t.idle.Stop()
+		t.turn <- struct{}{}
 		t.auth, t.generation = auth, generation
 		t.link.transport = &Transport{channel: channel, timeouts: brief}
 		t.link.parent = &Parent{Handle: 0x80000000, Public: *public}
 		t.link.session, t.link.loaded, t.link.offers = nil, nil, nil
+		<-t.turn
 		call()
 	}
 	t.auth, t.generation = auth, generation
 }
 
 func guarded(t *Token, call func() error) func() {
-	return func() { _ = t.link.try(call) }
+	return func() {
+		t.turn <- struct{}{}
+		defer func() { <-t.turn }()
+		_ = t.link.try(call)
+	}
 }
 
 func mustManifest(t *Token) *manifest {

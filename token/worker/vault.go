@@ -212,13 +212,29 @@ func (v *Vault) Close() error {
 		close(v.closed)
 		v.mu.Unlock()
 		v.endAll()
+		// A login under way may end first: what the token said of the PIN is then known, and not taken for a try without an answer.
+		waited := v.awaitLogin(lastWords / 2)
 		v.closeErr = v.token.Close()
-		v.login <- struct{}{}
+		if !waited {
+			v.login <- struct{}{}
+		}
 		defer v.releaseLogin()
 		v.forgetPIN()
 		v.proof.destroy()
 	})
 	return v.closeErr
+}
+
+// awaitLogin takes login within the limit, or not.
+func (v *Vault) awaitLogin(limit time.Duration) bool {
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	select {
+	case v.login <- struct{}{}:
+		return true
+	case <-timer.C:
+		return false
+	}
 }
 
 func (v *Vault) isClosed() bool {

@@ -56,6 +56,7 @@ func TestAfterASilentLegTheNewestIsTried(t *testing.T) {
 	newest := w.server("server-1")
 	w.eager("alice", "inner hello")
 	newest.ack()
+	newest.gets("inner hello")
 	newest.says("answer")
 	tunneltest.Eventually(t, "it is paired", func() bool { s := w.Stats(); return s.Pairs == 1 && s.WaitingServers == 1 })
 }
