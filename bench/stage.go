@@ -31,7 +31,7 @@ type stage struct {
 
 // onStage builds the programs and runs act with a stage that is taken down afterwards.
 func onStage(o options, act func(*stage) error) (err error) {
-	s := &stage{options: o, slice: time.Second, repetitions: 9}
+	s := &stage{options: o, slice: time.Second, repetitions: 5}
 	if o.quick {
 		s.slice, s.repetitions = 300*time.Millisecond, 3
 	}

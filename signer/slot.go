@@ -234,7 +234,11 @@ func (s *slot) open() *openToken {
 		if home.Handler != nil {
 			err = errors.Join(err, s.guard(home.Handler.Close))
 		}
-		s.note(StateAbsent, nil, err)
+		state := StateAbsent
+		if errors.Is(err, worker.ErrGone) { // its process ended meanwhile, and another one is about to be started
+			state = StateOpening
+		}
+		s.note(state, nil, err)
 		return nil
 	}
 	s.note(StateReady, home, nil)

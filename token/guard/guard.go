@@ -11,6 +11,8 @@
 //
 // # Tries without an answer
 //
+// A software token counts no wrong PINs, so that none of this is for it: however often its process is killed, its PIN may be sent.
+//
 // A process that is killed while the token checks a PIN leaves that mark. Whoever comes next asks the token: when its flags now
 // speak of a wrong PIN, the PIN on its way counts as rejected. Otherwise it may be sent once more, and
 // after three such tries in a row no more, since some tokens have no flags.

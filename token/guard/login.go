@@ -28,14 +28,14 @@ func (t *guarded) Login(ctx context.Context, pin []byte) error {
 		if before.LoggedIn {
 			return nil
 		}
-		return t.send(ctx, f, before.PIN, attempt{pin: pin, send: func() error { return t.Token.Login(ctx, pin) }})
+		return t.send(ctx, f, before.PIN, attempt{pin: pin, uncounted: uncounted(before), send: func() error { return t.Token.Login(ctx, pin) }})
 	})
 }
 
 // ChangePIN guards the old PIN as Login does. The new one is forgotten if it was remembered, for it is right from now on.
 func (t *guarded) ChangePIN(ctx context.Context, old, new []byte) error {
 	return t.guarding(ctx, func(f *file, before token.Info) error {
-		return t.send(ctx, f, before.PIN, attempt{pin: old, next: new, send: func() error { return t.Token.ChangePIN(ctx, old, new) }})
+		return t.send(ctx, f, before.PIN, attempt{pin: old, next: new, uncounted: uncounted(before), send: func() error { return t.Token.ChangePIN(ctx, old, new) }})
 	})
 }
 
@@ -44,7 +44,12 @@ type attempt struct {
 	pin  []byte
 	next []byte // the PIN that takes its place if it is right; nil: itself
 	send func() error
+
+	uncounted bool // the token has no counter that a try without an answer could have moved
 }
+
+// uncounted tells tokens that cannot be locked by wrong PINs: software ones.
+func uncounted(info token.Info) bool { return info.Driver == "soft" }
 
 // guarding does something while no other process sends this token a PIN. It is told what the token says of itself then.
 func (t *guarded) guarding(ctx context.Context, do func(*file, token.Info) error) error {
@@ -85,8 +90,10 @@ func (t *guarded) send(ctx context.Context, f *file, before token.PINState, a at
 		return errors.Join(refused, f.save(memory))
 	}
 	memory.begin(mark)
-	if err := f.save(memory); err != nil {
-		return err
+	if !a.uncounted {
+		if err := f.save(memory); err != nil {
+			return err
+		}
 	}
 	answer := a.send()
 	if !t.note(ctx, memory, mark, before, answer) {
