@@ -23,7 +23,7 @@ package:
 
 # run every test under the race detector
 test *args:
-    go test -race -timeout 14m "$@" ./...
+    go test -race -timeout 30m "$@" ./...
 
 # all but the tests: format, vet, staticcheck, vulnerabilities, other systems, module files, and ten seconds of each fuzz target
 check: format-check vet portable vulnerabilities modules fuzz
