@@ -32,7 +32,7 @@ var (
 	errSealNeeded = fmt.Errorf("%w: it has no seal, and the configuration asks for one", users.ErrSealBroken)
 	errOlder      = fmt.Errorf("%w: it is an older copy than this process has seen; if an operator restored it, restart the daemon", users.ErrSealBroken)
 	errRosterOpen = fmt.Errorf("%w: the list of its rows is not that of its revision", users.ErrSealBroken)
-	errPrograms   = fmt.Errorf("%w: it holds triggers or views, which Chancery never made", users.ErrSealBroken)
+	errSchema     = fmt.Errorf("%w: it has other tables, indexes, triggers or views than Chancery makes", users.ErrSealBroken)
 )
 
 // keyMoves bounds how often a transaction begins anew because somebody else changed the data key meanwhile.
@@ -214,8 +214,8 @@ func (r *reader) unseal(g *sealing, key users.SealKey, closed error) error {
 }
 
 func (r *reader) openRoster(key users.SealKey, sealed []byte, revision int64) error {
-	err := r.refusePrograms()
-	if errors.Is(err, errPrograms) {
+	err := r.refuseOtherSchema()
+	if errors.Is(err, errSchema) {
 		r.closed = err
 		return nil
 	}
@@ -236,16 +236,6 @@ func (r *reader) openRoster(key users.SealKey, sealed []byte, revision int64) er
 	}
 	r.key, r.found = key, make(roster)
 	return nil
-}
-
-// refusePrograms refuses a database that would run what somebody wrote into it in the middle of a change.
-func (r *reader) refusePrograms() error {
-	var programs int
-	err := r.tx.QueryRowContext(r.ctx, `SELECT count(*) FROM sqlite_schema WHERE type IN ('trigger', 'view')`).Scan(&programs)
-	if err == nil && programs > 0 {
-		return errPrograms
-	}
-	return err
 }
 
 func rosterContext(revision int64) []byte {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"database/sql"
 	"errors"
 	"fmt"
 	"os"
@@ -143,6 +144,19 @@ func (s *Store) damage(t testing.TB, statements ...string) {
 	}
 }
 
+// redefine changes the definition of what is in the database, which only a connection that is not defensive does.
+func (s *Store) redefine(t testing.TB, statement string) {
+	t.Helper()
+	db, err := sql.Open("sqlite", s.path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	if _, err := db.ExecContext(t.Context(), "PRAGMA writable_schema = ON; "+statement); err != nil {
+		t.Fatalf("%s: %v", statement, err)
+	}
+}
+
 func snapshotOf(t testing.TB, s *Store) *users.Snapshot {
 	t.Helper()
 	snapshot, err := s.Snapshot(t.Context())
@@ -238,14 +252,14 @@ func columns(t *testing.T, s *Store, table string) (names []string) {
 
 func TestRowsThatSomebodyElseWroteDoNotWork(t *testing.T) {
 	const plantGrant = `INSERT INTO grants (user_id, token_id, key_id, role, generation, access_key, wrapped, created_at, created_by)
-		SELECT 1, token_id, NULL, 'token-manager', generation, access_key, x'07', 0, '' FROM grants WHERE id = 1`
+		SELECT 2, token_id, NULL, 'token-manager', generation, access_key, x'07', 0, '' FROM grants WHERE id = 1`
 	const plantReplica = `INSERT INTO replicas (token_id, name, driver, location, serial, label, max_sessions, created_at) VALUES (1, 'x', 'soft', '/x', 'X', '', 0, 0)`
 	for name, c := range map[string]struct {
 		statements []string
 		want       []string
 	}{
 		"a planted user":             {[]string{`INSERT INTO users (name, created_at) VALUES ('mallory', 0)`}, []string{"user 3"}},
-		"a planted grant":            {[]string{`DROP INDEX one_grant_a_token`, plantGrant}, []string{"grant 6"}},
+		"a planted grant":            {[]string{plantGrant}, []string{"grant 6"}},
 		"a planted seal":             {[]string{`INSERT INTO seals (name, kind, parameters, wrapped, created_at) VALUES ('x', 'secret', '{}', x'00', 0)`}, []string{"seal 2"}},
 		"a planted replica":          {[]string{plantReplica}, []string{"replica 2"}},
 		"a replica taken away":       {[]string{`DELETE FROM replicas`}, []string{"replica 1"}},
@@ -312,6 +326,9 @@ func TestTheWholeDatabaseIsUnderTheSeal(t *testing.T) {
 		"a cut roster":     `UPDATE seal_state SET roster = x''`,
 		"a trigger":        `CREATE TRIGGER evil AFTER UPDATE ON users BEGIN UPDATE tokens SET location = '/evil'; END`,
 		"a view":           `CREATE VIEW evil AS SELECT * FROM users`,
+		"an index":         `CREATE INDEX evil ON users (disabled)`,
+		"a column":         `ALTER TABLE users ADD COLUMN evil TEXT`,
+		"a table":          `CREATE TABLE evil (user_id INTEGER REFERENCES users (id) ON DELETE RESTRICT)`,
 		"the data key":     `UPDATE seal_state SET key_id = x'00112233445566778899aabbccddeeff'`,
 		"the seal":         `DELETE FROM seal_state`,
 		"an older copy":    `UPDATE revision SET number = 1`,
@@ -323,13 +340,34 @@ func TestTheWholeDatabaseIsUnderTheSeal(t *testing.T) {
 				t.Fatal(closed)
 			}
 			s.damage(t, statement)
-			snapshot := snapshotOf(t, s)
-			if !errors.Is(snapshot.Closed(), users.ErrSealClosed) || len(snapshot.Grants()) > 0 {
-				t.Errorf("%d grants, closed: %v", len(snapshot.Grants()), snapshot.Closed())
-			}
-			if err := s.SetUserDisabled(t.Context(), "alice", false); !errors.Is(err, users.ErrSealClosed) {
-				t.Errorf("a change: %v", err)
-			}
+			expectClosed(t, s)
+		})
+	}
+}
+
+func expectClosed(t *testing.T, s *Store) {
+	t.Helper()
+	snapshot := snapshotOf(t, s)
+	if !errors.Is(snapshot.Closed(), users.ErrSealClosed) || len(snapshot.Grants()) > 0 {
+		t.Errorf("%d grants, closed: %v", len(snapshot.Grants()), snapshot.Closed())
+	}
+	if err := s.SetUserDisabled(t.Context(), "alice", false); !errors.Is(err, users.ErrSealClosed) {
+		t.Errorf("a change: %v", err)
+	}
+}
+
+// TestDefinitionsAreUnderTheSeal changes them as somebody who can write to the file does.
+func TestDefinitionsAreUnderTheSeal(t *testing.T) {
+	for name, statement := range map[string]string{
+		"a default": `UPDATE sqlite_schema SET sql = replace(sql, 'DEFAULT 0', 'DEFAULT 1') WHERE name = 'users'`,
+		"an action": `UPDATE sqlite_schema SET sql = replace(sql, 'REFERENCES users', 'REFERENCES tokens') WHERE name = 'grants'`,
+		"a trigger by a name of SQLite's own": `INSERT INTO sqlite_schema (type, name, tbl_name, rootpage, sql) VALUES ('trigger', 'sqlite_evil', 'users', 0,
+			'CREATE TRIGGER sqlite_evil AFTER UPDATE ON users BEGIN UPDATE tokens SET location = ''/evil''; END')`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			v, s := sealed(t)
+			s.redefine(t, statement)
+			expectClosed(t, v.open(t, s.path))
 		})
 	}
 }

@@ -50,7 +50,7 @@ func (s *Store) SealWith(ctx context.Context, was []byte, key users.SealKey, sea
 }
 
 func (c *change) replaceSeals(seals []users.Seal) error {
-	if err := (&reader{ctx: c.ctx, tx: c.Tx}).refusePrograms(); err != nil {
+	if err := (&reader{ctx: c.ctx, tx: c.Tx}).refuseOtherSchema(); err != nil {
 		return err
 	}
 	if _, err := c.ExecContext(c.ctx, `DELETE FROM seals`); err != nil {
