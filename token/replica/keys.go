@@ -17,6 +17,7 @@ type key struct {
 	id        []byte
 	algorithm token.Algorithm
 	public    crypto.PublicKey
+	verifier  *token.Verifier
 }
 
 var _ token.Key = (*key)(nil)
@@ -55,7 +56,7 @@ func (k *key) signAt(ctx context.Context, m *member, open token.Token, digest []
 	if err != nil {
 		return nil, err
 	}
-	if err := token.Verify(k.public, digest, opts, signature); err != nil {
+	if err := k.verifier.Verify(digest, opts, signature); err != nil {
 		return nil, err
 	}
 	return signature, nil
@@ -144,7 +145,7 @@ func (t *Token) find(ctx context.Context, id []byte, known *key) (found *key, an
 			return nil, err
 		}
 		if known == nil {
-			return t.learn(m, open, own), nil
+			return t.learn(m, open, own)
 		}
 		if !equal(own.Public(), known.public) {
 			others.Store(true)
@@ -158,8 +159,12 @@ func (t *Token) find(ctx context.Context, id []byte, known *key) (found *key, an
 }
 
 // learn makes a member's key the known one.
-func (t *Token) learn(m *member, open token.Token, own token.Key) *key {
-	k := &key{token: t, id: bytes.Clone(own.ID()), algorithm: own.Algorithm(), public: own.Public()}
+func (t *Token) learn(m *member, open token.Token, own token.Key) (*key, error) {
+	verifier, err := token.NewVerifier(own.Public())
+	if err != nil {
+		return nil, err
+	}
+	k := &key{token: t, id: bytes.Clone(own.ID()), algorithm: own.Algorithm(), public: own.Public(), verifier: verifier}
 	t.mu.Lock()
 	if known := t.keys[string(k.id)]; known != nil && equal(known.public, k.public) {
 		k = known // somebody else has found it meanwhile
@@ -167,7 +172,7 @@ func (t *Token) learn(m *member, open token.Token, own token.Key) *key {
 	t.keys[string(k.id)] = k
 	t.mu.Unlock()
 	t.hold(m, open, k, holding{key: own})
-	return k
+	return k, nil
 }
 
 // lookAgain forgets which members lack a key: it may have been cloned to them meanwhile.

@@ -17,7 +17,7 @@ type grip struct {
 	secret  [32]byte
 	holder  Holder
 	keyID   []byte
-	key     token.Key
+	key     *heldKey
 	ends    time.Time // zero: with Lock
 	limited bool
 	total   int64        // signatures, where limited
@@ -40,7 +40,7 @@ func (g *grip) end() {
 const maxCapabilities = 1 << 16
 
 // grip gives out a capability. The caller holds login.
-func (v *Vault) grip(u Unlock, key token.Key) (Capability, error) {
+func (v *Vault) grip(u Unlock, key *heldKey) (Capability, error) {
 	g := &grip{holder: u.Holder, keyID: bytes.Clone(u.Key.ID), key: key, limited: u.Uses > 0, total: int64(u.Uses)}
 	rand.Read(g.secret[:])
 	g.left.Store(g.total)

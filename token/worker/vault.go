@@ -28,13 +28,19 @@ type Vault struct {
 	pin   *confine.Secret
 
 	mu    sync.Mutex
-	keys  map[string]token.Key // by identifier on the token
-	grips map[uint64]*grip     // by number
-	last  uint64               // number given out
+	keys  map[string]*heldKey // by identifier on the token
+	grips map[uint64]*grip    // by number
+	last  uint64              // number given out
 
 	closing  sync.Once
 	closed   chan struct{}
 	closeErr error // what Close returns
+}
+
+// heldKey is a key of the token, and what verifies its signatures.
+type heldKey struct {
+	token.Key
+	verifier *token.Verifier
 }
 
 // NewVault takes charge of an open token, which Close closes.
@@ -42,7 +48,7 @@ func NewVault(open token.Token, log *slog.Logger) *Vault {
 	return &Vault{
 		token: open, log: log,
 		login:  make(chan struct{}, 1),
-		keys:   make(map[string]token.Key),
+		keys:   make(map[string]*heldKey),
 		grips:  make(map[uint64]*grip),
 		closed: make(chan struct{}),
 	}
@@ -113,20 +119,25 @@ func derive(u Unlock, ledger Ledger) (*access.Key, error) {
 
 // fetch finds the key and keeps it. Its public half is compared with the registered one each time: rows of the store can be
 // exchanged, and so can the keys of a token.
-func (v *Vault) fetch(ctx context.Context, wanted Key) (token.Key, error) {
+func (v *Vault) fetch(ctx context.Context, wanted Key) (*heldKey, error) {
 	v.mu.Lock()
 	key, known := v.keys[string(wanted.ID)]
 	v.mu.Unlock()
 	if known && samePublic(wanted, key.Public()) == nil {
 		return key, nil
 	}
-	key, err := v.token.Key(ctx, wanted.ID)
+	found, err := v.token.Key(ctx, wanted.ID)
 	if err != nil {
 		return nil, err
 	}
-	if err := samePublic(wanted, key.Public()); err != nil {
+	if err := samePublic(wanted, found.Public()); err != nil {
 		return nil, err
 	}
+	verifier, err := token.NewVerifier(found.Public())
+	if err != nil {
+		return nil, fmt.Errorf("key %q: %w", wanted.Name, err)
+	}
+	key = &heldKey{found, verifier}
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.keys[string(wanted.ID)] = key
@@ -173,13 +184,13 @@ func (v *Vault) Sign(ctx context.Context, order Order) ([][]byte, error) {
 }
 
 // signVerified has the token sign, a second time when the first signature turned out to be wrong.
-func (v *Vault) signVerified(ctx context.Context, key token.Key, input []byte, options crypto.SignerOpts) ([]byte, error) {
+func (v *Vault) signVerified(ctx context.Context, key *heldKey, input []byte, options crypto.SignerOpts) ([]byte, error) {
 	for range 2 {
 		signature, err := v.sign(ctx, key, input, options)
 		if err != nil || v.unverified {
 			return signature, err
 		}
-		if err = token.Verify(key.Public(), input, options, signature); err == nil {
+		if err = key.verifier.Verify(input, options, signature); err == nil {
 			return signature, nil
 		}
 		v.log.Error("the token made a signature that does not verify; it is thrown away", "key_id", fmt.Sprintf("%x", key.ID()), "error", err)
