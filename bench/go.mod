@@ -18,6 +18,8 @@ require (
 	git.sr.ht/~sbinet/gg v0.7.0 // indirect
 	github.com/ThalesGroup/crypto11 v1.5.0 // indirect
 	github.com/ajstarks/svgo v0.0.0-20211024235047-1546f124cd8b // indirect
+	github.com/bits-and-blooms/bitset v1.24.6 // indirect
+	github.com/consensys/gnark-crypto v0.21.0 // indirect
 	github.com/golang/freetype v0.0.0-20170609003504-e2365dfdc4a0 // indirect
 	github.com/landlock-lsm/go-landlock v0.11.0 // indirect
 	github.com/pkg/errors v0.9.1 // indirect
