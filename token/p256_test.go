@@ -92,7 +92,7 @@ func TestPreparedKeysWithEdgesOfTheirTables(t *testing.T) {
 	order := elliptic.P256().Params().N
 	prepared := newP256Key(&key.PublicKey)
 	for _, scalar := range []*big.Int{
-		big.NewInt(1), big.NewInt(127), big.NewInt(128), big.NewInt(129), big.NewInt(255), big.NewInt(256), big.NewInt(0x8080), big.NewInt(0x8181),
+		big.NewInt(1), big.NewInt(511), big.NewInt(512), big.NewInt(513), big.NewInt(1023), big.NewInt(1024), big.NewInt(512<<10+512), big.NewInt(513<<10+513),
 		new(big.Int).Sub(order, big.NewInt(1)), new(big.Int).Rsh(order, 1), new(big.Int).Lsh(big.NewInt(0x81), 240),
 	} {
 		// A signature of the digest e with r and s = r/u2 has R = (e/s)·G + u2·Q: choose u2, and e = 0 or so that e/s is a number of interest.

@@ -60,7 +60,8 @@ type Info struct {
 	Model        string
 	Hardware     bool // false for software tokens, SoftHSM among them
 	LoggedIn     bool
-	MaxSessions  int // sessions this driver opens at most; more calls at once than this gain nothing
+	MaxSessions  int // sessions this driver opens at most
+	Parallel     int // calls at once beyond which nothing is gained; 0: MaxSessions
 	PIN          PINState
 	Algorithms   []Algorithm // what Generate accepts here
 }

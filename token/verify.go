@@ -65,9 +65,9 @@ func (v *Verifier) Verify(digest []byte, opts crypto.SignerOpts, signature []byt
 
 const (
 	// worthwhile is after how many signatures preparing has paid for itself soon.
-	worthwhile = 256
-	// maxPrepared bounds the keys of a process that are prepared, each with 270 KB. Those beyond are verified in the usual time.
-	maxPrepared = 64
+	worthwhile = 512
+	// maxPrepared bounds the keys of a process that are prepared, each with 850 KB. Those beyond are verified in the usual time.
+	maxPrepared = 32
 )
 
 // preparing counts the prepared keys.

@@ -237,8 +237,7 @@ func describe(t p11.TokenInfo, s p11.SlotInfo) token.Info {
 		Serial:       t.SerialNumber,
 		Manufacturer: t.ManufacturerID,
 		Model:        t.Model,
-		// SoftHSM is software whatever its slot says.
-		Hardware: s.Flags&p11.CKF_HW_SLOT != 0 && !strings.HasPrefix(t.ManufacturerID, "SoftHSM"),
+		Hardware:     s.Flags&p11.CKF_HW_SLOT != 0 && !computesHere(t.ManufacturerID),
 		PIN: token.PINState{
 			CountLow: t.Flags&p11.CKF_USER_PIN_COUNT_LOW != 0,
 			FinalTry: t.Flags&p11.CKF_USER_PIN_FINAL_TRY != 0,

@@ -54,6 +54,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -240,6 +241,9 @@ func (t *Token) Info(ctx context.Context) (token.Info, error) {
 		return token.Info{}, t.failed("info", err)
 	}
 	info.MaxSessions = t.plan.total()
+	if computesHere(info.Manufacturer) {
+		info.Parallel = min(info.MaxSessions, runtime.NumCPU()+waitingCalls)
+	}
 	info.Algorithms = append([]token.Algorithm(nil), t.algorithms...)
 	return info, nil
 }

@@ -2,6 +2,7 @@ package pkcs11
 
 import (
 	"fmt"
+	"strings"
 
 	p11 "github.com/miekg/pkcs11"
 )
@@ -21,6 +22,13 @@ var knownQuirks = map[string]quirks{
 	// no DER.
 	"tpm2-software.github.io": {rsaDecrypts: true, maxCurveBits: 384},
 }
+
+// computesHere tells whether a token computes on this machine's processors, whatever its slot says. Its calls beyond their number
+// only take them from each other.
+func computesHere(manufacturer string) bool { return strings.HasPrefix(manufacturer, "SoftHSM") }
+
+// waitingCalls of a token that computes here are ready when a processor becomes free.
+const waitingCalls = 2
 
 func readQuirks(api *p11.Ctx) (quirks, error) {
 	info, err := api.GetInfo()

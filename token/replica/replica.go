@@ -218,7 +218,7 @@ func (t *Token) Info(ctx context.Context) (token.Info, error) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	info.Serial, info.LoggedIn, info.Algorithms, info.MaxSessions = t.cfg.Serial, t.pin != nil, nil, 0
+	info.Serial, info.LoggedIn, info.Algorithms, info.MaxSessions, info.Parallel = t.cfg.Serial, t.pin != nil, nil, 0, 0
 	for _, m := range t.members {
 		if m.state == StateHealthy {
 			info.MaxSessions += m.maxSessions

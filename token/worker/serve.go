@@ -2,6 +2,7 @@ package worker
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -180,7 +181,7 @@ func (s *server) open(number uint64, what opening, open Opener) error {
 	if err != nil {
 		return errors.Join(err, s.fail(number, err))
 	}
-	if s.slots = info.MaxSessions; s.slots < 1 {
+	if s.slots = cmp.Or(info.Parallel, info.MaxSessions); s.slots < 1 {
 		s.slots = defaultSlots
 	}
 	s.slots = min(s.slots, maxSlots)
