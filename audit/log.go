@@ -22,7 +22,7 @@ type Config struct {
 	Process      string           // put into records that name none; the program's name and process number
 	Clock        func() time.Time // for the time in records; time.Now
 	FS           FS               // the real one
-	// Committed is told after each batch how many callers waited for it, what writing it and making it durable took, and why it
+	// Committed is told after each batch how many records waited for it, what writing it and making it durable took, and why it
 	// failed, if it did. The next batch waits until it returns; nobody by default.
 	Committed func(records int, took time.Duration, err error)
 
@@ -81,11 +81,11 @@ type Log struct {
 	done chan struct{} // closed when the writer has ended
 }
 
-// pending is a record that waits to be durable.
+// pending is records of one caller that wait to be durable together.
 type pending struct {
 	ctx      context.Context
-	body     []byte
-	position Position
+	bodies   [][]byte
+	position Position // of the last
 	err      error
 	done     chan struct{} // closed when position or err is set
 }
@@ -110,21 +110,46 @@ func Open(cfg Config) (*Log, error) {
 	return l, nil
 }
 
-// Append keeps a record and returns its place when it is durable. An error
-// means that what the record is about must not be done: ErrUnavailable (a retry
+// Append keeps records, at least one, and returns the last one's place when all are durable. An error
+// means that what the records are about must not be done: ErrUnavailable (a retry
 // may help), ErrInvalid, ErrDamaged, ErrClosed, or the context's. A record whose
 // Append failed is usually not kept, but may be: an error says that it is not
 // known to be durable. It is never kept in part.
-func (l *Log) Append(ctx context.Context, r Record) (Position, error) {
-	if r.Kind == KindSegment || r.Kind == KindRecovered {
-		return Position{}, fmt.Errorf("%w: only the log itself writes records of the kind %q", ErrInvalid, r.Kind)
+func (l *Log) Append(ctx context.Context, records ...Record) (Position, error) {
+	bodies := make([][]byte, len(records))
+	for i, r := range records {
+		if r.Kind == KindSegment || r.Kind == KindRecovered {
+			return Position{}, fmt.Errorf("%w: only the log itself writes records of the kind %q", ErrInvalid, r.Kind)
+		}
+		r.stamp(l.cfg.Clock(), l.cfg.Process)
+		body, err := encodeBody(r)
+		if err != nil {
+			return Position{}, err
+		}
+		bodies[i] = body
 	}
-	r.stamp(l.cfg.Clock(), l.cfg.Process)
-	body, err := encodeBody(r)
-	if err != nil {
-		return Position{}, err
+	return l.append(ctx, bodies)
+}
+
+// append writes what has room in the queue at once, and the rest after that.
+func (l *Log) append(ctx context.Context, bodies [][]byte) (position Position, err error) {
+	for len(bodies) > 0 {
+		n, size := 1, sizeOf(bodies[0])
+		for n < len(bodies) && size+sizeOf(bodies[n]) <= l.cfg.QueueBytes {
+			size += sizeOf(bodies[n])
+			n++
+		}
+		if position, err = l.await(&pending{ctx: ctx, bodies: bodies[:n], done: make(chan struct{})}); err != nil {
+			return Position{}, err
+		}
+		bodies = bodies[n:]
 	}
-	p := &pending{ctx: ctx, body: body, done: make(chan struct{})}
+	return position, nil
+}
+
+// await returns when the records are durable.
+func (l *Log) await(p *pending) (Position, error) {
+	ctx := p.ctx
 	if err := l.room.Acquire(ctx, p.size()); err != nil {
 		return Position{}, fmt.Errorf("audit: waiting for room in the queue: %w", context.Cause(ctx))
 	}
@@ -183,7 +208,7 @@ func (l *Log) run() {
 	for l.wait() {
 		began := time.Now()
 		batch, err := l.writer.commit(l.take)
-		l.cfg.Committed(len(batch), time.Since(began), err)
+		l.cfg.Committed(countOf(batch), time.Since(began), err)
 		l.mu.Lock()
 		l.head, l.err, l.last = l.writer.mark.Head, err, len(batch)
 		l.mu.Unlock()
@@ -246,5 +271,19 @@ func (l *Log) answer(batch []*pending, err error) {
 	}
 }
 
-// size is what the record takes of the queue's room.
-func (p *pending) size() int64 { return int64(len(p.body) + prefixCapacity) }
+func countOf(batch []*pending) (records int) {
+	for _, p := range batch {
+		records += len(p.bodies)
+	}
+	return records
+}
+
+// size is what the records take of the queue's room.
+func (p *pending) size() (size int64) {
+	for _, body := range p.bodies {
+		size += sizeOf(body)
+	}
+	return size
+}
+
+func sizeOf(body []byte) int64 { return int64(len(body) + prefixCapacity) }

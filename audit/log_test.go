@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -422,6 +423,65 @@ func TestLockIsGivenUpAfterItsTime(t *testing.T) {
 		t.Errorf("Err says %v", l.Err())
 	}
 	mustVerify(t, dir, l.Head())
+}
+
+// Records of one caller are durable together: one sync, the places in a row, and all or none of them acknowledged.
+func TestAppendKeepsSeveralTogether(t *testing.T) {
+	var full atomic.Bool
+	var batches atomic.Int64
+	fs := &faultyFS{FS: newVolatileFS(), hook: func(string, string) error {
+		if full.Load() {
+			return syscall.ENOSPC
+		}
+		return nil
+	}}
+	dir := memoryDirectory(t)
+	l := open(t, Config{Directory: dir, FS: fs, RetryDelay: quick, Committed: func(records int, _ time.Duration, err error) {
+		if err == nil && records == 5 {
+			batches.Add(1)
+		}
+	}})
+	before := l.Head().Seq
+	position, err := l.Append(t.Context(), sign("a"), sign("b"), sign("c"), sign("d"), sign("e"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if position.Seq != before+5 || l.Head() != position.Head || batches.Load() != 1 {
+		t.Errorf("place %d after %d, head %d, in one batch: %d", position.Seq, before, l.Head().Seq, batches.Load())
+	}
+	full.Store(true)
+	if _, err := l.Append(t.Context(), sign("f"), sign("g")); !errors.Is(err, ErrUnavailable) {
+		t.Errorf("a full disk: %v", err)
+	}
+	full.Store(false)
+	if _, err := l.Append(t.Context(), sign("h"), Record{Kind: KindSegment}); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a record that is not the caller's to write: %v", err)
+	}
+	time.Sleep(quick)
+	mustAppend(t, l, sign("i"))
+	var users []string
+	for _, entry := range entries(t, dir, Filter{Kind: KindSign}) {
+		users = append(users, entry.User)
+	}
+	if want := []string{"a", "b", "c", "d", "e", "i"}; !slices.Equal(users, want) {
+		t.Errorf("kept %q, want %q", users, want)
+	}
+}
+
+// More than the queue holds goes through it in parts.
+func TestAppendKeepsMoreThanTheQueueHolds(t *testing.T) {
+	dir := t.TempDir()
+	l := open(t, Config{Directory: dir, QueueBytes: 1})
+	large := sign("alice")
+	large.Details = map[string]string{"padding": strings.Repeat("x", MaxLine/3)}
+	position, err := l.Append(t.Context(), large, large, large, large, large, large, large)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.Head() != position.Head {
+		t.Errorf("head %d, place %d", l.Head().Seq, position.Seq)
+	}
+	mustVerify(t, dir, position.Head)
 }
 
 // The observer hears of every batch, whether it was kept or not.

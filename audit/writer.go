@@ -135,7 +135,7 @@ func (w *writer) append(batch []*pending) error {
 	}
 	own := len(bodies)
 	for _, p := range batch {
-		bodies = append(bodies, p.body)
+		bodies = append(bodies, p.bodies...)
 	}
 	if len(bodies) == 0 {
 		return nil
@@ -144,8 +144,10 @@ func (w *writer) append(batch []*pending) error {
 	if err != nil {
 		return err
 	}
-	for i, p := range batch {
-		p.position = Position{Segment: w.mark.Segment, Head: heads[own+i]}
+	last := own - 1
+	for _, p := range batch {
+		last += len(p.bodies)
+		p.position = Position{Segment: w.mark.Segment, Head: heads[last]}
 	}
 	w.settlePending()
 	return nil

@@ -34,6 +34,7 @@ var (
 	errConflict      = errors.New("the idempotency key was used for another request")
 	errDeadline      = errors.New("the request's own deadline has passed")
 	errPanicked      = errors.New("the handler panicked")
+	errMixedGroup    = errors.New("the key was unlocked anew between requests that arrived together")
 	errUnaudited     = errors.New("the audit log cannot be written")
 	errUnlockFailed  = errors.New("the unlock failed") // once the passphrase has been looked at
 	errOpening       = errors.New("it is being opened")

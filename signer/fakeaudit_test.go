@@ -25,7 +25,7 @@ type fakeAudit struct {
 	gate    chan struct{} // nil, or what each record waits for
 }
 
-func (f *fakeAudit) Append(ctx context.Context, r audit.Record) (audit.Position, error) {
+func (f *fakeAudit) Append(ctx context.Context, records ...audit.Record) (audit.Position, error) {
 	f.mu.Lock()
 	gate := f.gate
 	f.mu.Unlock()
@@ -45,7 +45,7 @@ func (f *fakeAudit) Append(ctx context.Context, r audit.Record) (audit.Position,
 	if ctx.Err() != nil {
 		return audit.Position{}, context.Cause(ctx)
 	}
-	f.records = append(f.records, r)
+	f.records = append(f.records, records...)
 	return audit.Position{Head: audit.Head{Seq: uint64(len(f.records))}}, nil
 }
 

@@ -14,7 +14,8 @@ import (
 )
 
 // answer fills in the reply to one request, whatever happens.
-func (t *session) answer(ctx context.Context, r *reply, request *wire.Request, fault error) {
+func (t *session) answer(ctx context.Context, r *reply, request *wire.Request, fault error, m *member) {
+	defer m.leave()
 	if request == nil {
 		t.refusalLog().Info("request not supported", "error", fault)
 		r.response = wire.Response{Session: t.id, ID: requestID(fault), Body: &wire.UnsupportedReply{}}
@@ -31,7 +32,7 @@ func (t *session) answer(ctx context.Context, r *reply, request *wire.Request, f
 		if err := t.limit(ctx, r); err != nil {
 			return err
 		}
-		body, err = t.handle(ctx, request)
+		body, err = t.handle(ctx, request, m)
 		return err
 	})
 	if err = because(ctx, err); err != nil {
@@ -80,7 +81,7 @@ func (t *session) guard(work func() error) (err error) {
 	return work()
 }
 
-func (t *session) handle(ctx context.Context, request *wire.Request) (wire.ResponseBody, error) {
+func (t *session) handle(ctx context.Context, request *wire.Request, m *member) (wire.ResponseBody, error) {
 	switch body := request.Body.(type) {
 	case *wire.WhoAmI:
 		return &wire.WhoAmIReply{User: t.user}, nil
@@ -92,9 +93,9 @@ func (t *session) handle(ctx context.Context, request *wire.Request) (wire.Respo
 		defer body.Password.Wipe()
 		return t.unlock(ctx, request.ID, body)
 	case *wire.Sign:
-		return t.once(ctx, body, func(ctx context.Context) (wire.ResponseBody, error) { return t.sign(ctx, request.ID, body) })
+		return t.once(ctx, body, m, func(ctx context.Context) (wire.ResponseBody, error) { return t.sign(ctx, request.ID, body, m) })
 	case *wire.SignAll:
-		return t.once(ctx, body, func(ctx context.Context) (wire.ResponseBody, error) { return t.signAll(ctx, request.ID, body) })
+		return t.once(ctx, body, m, func(ctx context.Context) (wire.ResponseBody, error) { return t.signAll(ctx, request.ID, body) })
 	}
 	return nil, fmt.Errorf("request of type %T has no handler", request.Body)
 }

@@ -14,7 +14,7 @@ import (
 // once has a request to sign served once for each idempotency key: what repeats it gets
 // the same signatures, without a token's work or a record in the audit log, and waits where they
 // are still being made. Whoever repeats is authorised like the first, each time.
-func (t *session) once(ctx context.Context, body wire.RequestBody, sign func(context.Context) (wire.ResponseBody, error)) (wire.ResponseBody, error) {
+func (t *session) once(ctx context.Context, body wire.RequestBody, m *member, sign func(context.Context) (wire.ResponseBody, error)) (wire.ResponseBody, error) {
 	key := wire.TermsOf(body).IdempotencyKey
 	if key == uuid.Nil {
 		return sign(ctx)
@@ -32,6 +32,7 @@ func (t *session) once(ctx context.Context, body wire.RequestBody, sign func(con
 		if first {
 			return t.lead(ctx, known, body, sign)
 		}
+		m.leave()
 		select {
 		case <-known.done:
 		case <-ctx.Done():

@@ -17,8 +17,8 @@ import (
 
 // AuditLog is the part of an *audit.Log that a Server needs.
 type AuditLog interface {
-	// Append returns when the record is durable. After an error, what it records must not be done.
-	Append(ctx context.Context, r audit.Record) (audit.Position, error)
+	// Append returns when the records are durable. After an error, what they record must not be done.
+	Append(ctx context.Context, records ...audit.Record) (audit.Position, error)
 	// Err returns why the last write failed, and nil if it did not.
 	Err() error
 }
@@ -41,10 +41,8 @@ func (s *Server) recordable() error {
 
 // record returns when the records are durable.
 func (s *Server) record(ctx context.Context, records ...audit.Record) error {
-	for _, r := range records {
-		if _, err := s.cfg.Audit.Append(ctx, r); err != nil {
-			return fmt.Errorf("%w: %w", errUnaudited, err)
-		}
+	if _, err := s.cfg.Audit.Append(ctx, records...); err != nil {
+		return fmt.Errorf("%w: %w", errUnaudited, err)
 	}
 	return nil
 }
@@ -73,6 +71,11 @@ func (t *session) entry(kind audit.Kind, request uint64, key string) audit.Recor
 
 // recordSigned makes durable what was signed. Until then no signature leaves the server.
 func (t *session) recordSigned(ctx context.Context, request uint64, made signed) error {
+	return t.server.record(ctx, t.signedRecords(request, made)...)
+}
+
+// signedRecords says what one request made the token sign: one record, or several where that is too much for one.
+func (t *session) signedRecords(request uint64, made signed) []audit.Record {
 	record := t.entry(audit.KindSign, request, made.key)
 	record.IdempotencyKey = keyText(made.terms)
 	record.Handle, record.Scheme = made.opened.handle, schemeOf(made.opened.algorithm, made.scheme)
@@ -87,7 +90,7 @@ func (t *session) recordSigned(ctx context.Context, request uint64, made signed)
 			records[i].Details = map[string]string{"part": fmt.Sprintf("%d/%d", i+1, len(parts))}
 		}
 	}
-	return t.server.record(ctx, records...)
+	return records
 }
 
 // keyText is an idempotency key as the audit log has it, "" for none.

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -34,7 +35,8 @@ type session struct {
 	cancel   context.CancelCauseFunc
 	requests *semaphore.Weighted // see requestWeight
 	handlers sync.WaitGroup
-	replies  chan *reply // roomy enough that nobody waits to send
+	inFlight atomic.Int64 // requests whose reply is not ready
+	replies  chan *reply  // roomy enough that nobody waits to send
 
 	mu       sync.Mutex
 	unlocked map[int64]unlocked // by key ID
@@ -141,7 +143,12 @@ func (t *session) aborted(ctx context.Context) bool {
 // what is in flight is still answered. An error ends the session without more answers.
 func (t *session) read(ctx, reading context.Context) error {
 	frames := wire.NewReader(t.conn, wire.RequestLimit(t.extended))
+	together := &assembly{session: t, ctx: ctx}
+	defer together.release()
 	for {
+		if !frames.Ready() {
+			together.release()
+		}
 		frame, err := t.nextFrame(reading, frames)
 		if err != nil {
 			return t.endOfStream(ctx, reading, err)
@@ -152,10 +159,15 @@ func (t *session) read(ctx, reading context.Context) error {
 			return err
 		}
 		r := &reply{received: received, weight: t.server.requestWeight(len(frame) + t.server.replySize(t.userID, request)), ready: make(chan struct{})}
-		if err := t.admit(reading, r); err != nil {
+		if err := t.admit(reading, r, together.release); err != nil {
 			return t.endOfStream(ctx, reading, err)
 		}
-		t.start(ctx, r, request, err)
+		if request == nil {
+			together.release()
+			t.start(ctx, r, nil, err, nil)
+			continue
+		}
+		together.add(r, request, 1+frames.Buffered()/len(frame))
 	}
 }
 
@@ -217,8 +229,13 @@ func (s *Server) requestWeight(size int) int64 {
 }
 
 // admit waits until the request fits into the session's, the user's and the
-// server's limits. Meanwhile nothing is read, and the peer has to wait.
-func (t *session) admit(ctx context.Context, r *reply) error {
+// server's limits. Meanwhile nothing is read, and the peer has to wait. Before it waits it has released what is held back,
+// which may be what it waits for.
+func (t *session) admit(ctx context.Context, r *reply, release func()) error {
+	if t.admitAtOnce(r.weight) {
+		return nil
+	}
+	release()
 	t.server.stalled.Add(1)
 	defer t.server.stalled.Add(-1)
 	if err := t.requests.Acquire(ctx, r.weight); err != nil {
@@ -234,6 +251,23 @@ func (t *session) admit(ctx context.Context, r *reply) error {
 	return err
 }
 
+// admitAtOnce admits a request that need not wait.
+func (t *session) admitAtOnce(weight int64) bool {
+	if !t.requests.TryAcquire(weight) {
+		return false
+	}
+	if !t.peer.requests.TryAcquire(weight) {
+		t.requests.Release(weight)
+		return false
+	}
+	if !t.server.requests.TryAcquire(weight) {
+		t.peer.requests.Release(weight)
+		t.requests.Release(weight)
+		return false
+	}
+	return true
+}
+
 // makeRoom gives back what admit took of the user's and the server's limits.
 func (t *session) makeRoom(weight int64) {
 	t.server.requests.Release(weight)
@@ -242,21 +276,23 @@ func (t *session) makeRoom(weight int64) {
 
 // start answers one request in a goroutine of its own. An unlock of a plain
 // version 2 peer is waited for, so that what was sent behind it finds its effect.
-func (t *session) start(ctx context.Context, r *reply, request *wire.Request, fault error) {
+func (t *session) start(ctx context.Context, r *reply, request *wire.Request, fault error, m *member) {
 	if !t.extended {
 		t.replies <- r
 	}
 	t.server.inFlight.Add(1)
+	t.inFlight.Add(1)
 	t.handlers.Go(func() {
-		t.answer(ctx, r, request, fault)
+		t.answer(ctx, r, request, fault, m)
 		t.server.observe(r, request)
+		t.inFlight.Add(-1)
 		t.server.inFlight.Add(-1)
 		if !r.noRoom && !r.isLarge() {
 			t.makeRoom(r.weight)
 		}
 		close(r.ready)
 		if t.extended {
-			t.replies <- r
+			m.reply(r, t.replies)
 		}
 	})
 	if request == nil || t.extended {

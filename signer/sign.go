@@ -26,7 +26,7 @@ type job struct {
 	scheme  wire.Scheme
 }
 
-func (t *session) sign(ctx context.Context, id uint64, request *wire.Sign) (wire.ResponseBody, error) {
+func (t *session) sign(ctx context.Context, id uint64, request *wire.Sign, m *member) (wire.ResponseBody, error) {
 	opened, err := t.authorise(request.Key, time.Now())
 	if err != nil {
 		return nil, err
@@ -41,15 +41,25 @@ func (t *session) sign(ctx context.Context, id uint64, request *wire.Sign) (wire
 	if err := opened.lease.take(1); err != nil {
 		return nil, err
 	}
-	jobs, signatures := []job{j}, make([]wire.Signature, 1)
-	if err := t.perform(ctx, request.Key, opened, jobs, signatures); err != nil {
-		return nil, err
-	}
-	if err := t.recordSigned(ctx, id, signed{request.Key, opened, request.Scheme, jobs, request.Terms}); err != nil {
+	made := signed{request.Key, opened, request.Scheme, []job{j}, request.Terms}
+	signature, err := t.signOne(ctx, id, made, m)
+	if err != nil {
 		return nil, err
 	}
 	t.log.Debug("signed", "key", request.Key, "request", id)
-	return &wire.SignReply{Signature: signatures[0]}, nil
+	return &wire.SignReply{Signature: signature}, nil
+}
+
+// signOne makes and records one signature, together with those of the request's group where it has one.
+func (t *session) signOne(ctx context.Context, id uint64, made signed, m *member) (wire.Signature, error) {
+	if m != nil {
+		return m.sign(ctx, work{made.key, made.opened, made.jobs[0], t.signedRecords(id, made)})
+	}
+	var signatures [1]wire.Signature
+	if err := t.perform(ctx, made.key, made.opened, made.jobs, signatures[:]); err != nil {
+		return wire.Signature{}, err
+	}
+	return signatures[0], t.recordSigned(ctx, id, made)
 }
 
 // signAll checks every entry before the first is signed, and answers all or none. A batch

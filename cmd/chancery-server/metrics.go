@@ -177,9 +177,9 @@ type timedAudit struct {
 }
 
 // Append implements signer.AuditLog.
-func (t timedAudit) Append(ctx context.Context, r audit.Record) (audit.Position, error) {
+func (t timedAudit) Append(ctx context.Context, records ...audit.Record) (audit.Position, error) {
 	began := time.Now()
-	position, err := t.Log.Append(ctx, r)
+	position, err := t.Log.Append(ctx, records...)
 	t.took.Observe(time.Since(began).Seconds())
 	return position, err
 }

@@ -53,6 +53,23 @@ type Stats struct {
 	Abandoned    uint64               // requests whose context ended while they waited, since New
 }
 
+// Pace is what to expect of a token.
+type Pace struct {
+	Slots        int           // requests at the token at once
+	PerSignature time.Duration // recent mean time of a signature there, beside others; 0 before the first
+}
+
+// Pace tells how many requests the token takes at once, and how fast.
+func (q *Queue) Pace() Pace {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	pace := Pace{Slots: q.slots}
+	if q.load.seen {
+		pace.PerSignature = q.load.perSignature
+	}
+	return pace
+}
+
 // Stats describes the queue for status and metrics. It takes time in proportion to the users that wait.
 func (q *Queue) Stats() Stats {
 	now := q.now()

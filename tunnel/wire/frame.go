@@ -86,6 +86,9 @@ func (r *Reader) Ready() bool {
 	return binary.BigEndian.Uint64(unread) <= uint64(len(unread)-frameHeader)
 }
 
+// Buffered returns how many bytes have arrived behind the frame given out last.
+func (r *Reader) Buffered() int { return r.end - r.start - r.lent }
+
 // release takes back the frame given out last.
 func (r *Reader) release() {
 	clear(r.buffer[r.start : r.start+r.lent])

@@ -1,0 +1,295 @@
+package signer
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"chancery/audit"
+	"chancery/tunnel/wire"
+)
+
+// group is requests to sign that arrived together, for one key and in one way. They go to the token in one call and into the
+// audit log with one sync, as the signatures of a batch do, and their replies leave in one write. In everything else each is
+// by itself: authorised, refused, counted, repeated and given up. The group goes to the token when the last member has come or left.
+type group struct {
+	session *session
+	ctx     context.Context // ends when nobody waits for a signature any more
+	cancel  context.CancelFunc
+
+	mu      sync.Mutex
+	absent  int // members that have neither come nor left
+	present []*member
+	waiting int      // of those present
+	expect  int      // replies of members that were told how it ended
+	replies []*reply // of these, until the last is there
+}
+
+// member is one request's part in a group. A nil one is that of a request that is signed by itself. All but
+// perform and what it calls is its handler's.
+type member struct {
+	group  *group
+	called bool // it has come or left
+
+	work work
+	done chan struct{} // closed when signature or err is set
+
+	// guarded by the group's mutex
+	gone bool // it waits no more
+	told bool // done was closed before it had gone
+
+	signature wire.Signature
+	err       error
+}
+
+// work is what a member has the group do.
+type work struct {
+	key     string
+	opened  unlocked
+	job     job
+	records []audit.Record // of the signature, once it is made
+}
+
+// newGroup makes a group of n and its members.
+func (t *session) newGroup(n int) []*member {
+	g := &group{session: t, absent: n}
+	g.ctx, g.cancel = context.WithCancel(t.serving)
+	members := make([]*member, n)
+	for i := range members {
+		members[i] = &member{group: g, done: make(chan struct{})}
+	}
+	return members
+}
+
+// leave tells the others not to wait for this one: it was refused, or has to wait for something else. After that, and after
+// it has come, it does nothing.
+func (m *member) leave() {
+	if m == nil || m.called {
+		return
+	}
+	m.called = true
+	m.group.arrived(nil)
+}
+
+// sign makes and records the signature together with the others', or returns when ctx ends.
+func (m *member) sign(ctx context.Context, w work) (wire.Signature, error) {
+	m.called, m.work = true, w
+	m.group.arrived(m)
+	select {
+	case <-m.done:
+		return m.signature, m.err
+	case <-ctx.Done():
+		m.group.givenUp(m)
+		return wire.Signature{}, ctx.Err()
+	}
+}
+
+// reply sends the answer of a member, or of a request without a group.
+func (m *member) reply(r *reply, send chan<- *reply) {
+	if m == nil {
+		send <- r
+		return
+	}
+	for _, r := range m.group.collect(m, r) {
+		send <- r
+	}
+}
+
+// collect returns the replies that are to be sent now: that of a member that was not told how it ended, or all the others'
+// with the last one of them.
+func (g *group) collect(m *member, r *reply) []*reply {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !m.told {
+		return []*reply{r}
+	}
+	if g.replies = append(g.replies, r); len(g.replies) < g.expect {
+		return nil
+	}
+	return g.replies
+}
+
+// arrived counts a member that has come, or, for nil, one that has left.
+func (g *group) arrived(m *member) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if m != nil {
+		g.present = append(g.present, m)
+		g.waiting++
+	}
+	if g.absent--; g.absent > 0 {
+		return
+	}
+	if len(g.present) == 0 {
+		g.cancel()
+		return
+	}
+	g.session.handlers.Go(g.perform)
+}
+
+func (g *group) givenUp(m *member) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	m.gone = true
+	if g.waiting--; g.waiting == 0 {
+		g.cancel()
+	}
+}
+
+// perform has the token sign for all members at once. Where it fails for a reason that may be one input's, each gets a try
+// of its own: they share a call, but no fate.
+func (g *group) perform() {
+	defer g.cancel()
+	defer g.tell()
+	members := g.present
+	err := g.sign(members)
+	switch {
+	case err == nil:
+	case len(members) > 1 && !isLost(err):
+		members = slices.DeleteFunc(slices.Clone(members), func(m *member) bool {
+			m.err = g.sign([]*member{m})
+			return m.err != nil
+		})
+	default:
+		members = fail(members, err)
+	}
+	if err := g.record(members); err != nil {
+		fail(members, err)
+	}
+}
+
+// fail gives all members an error, and returns nobody.
+func fail(members []*member, err error) []*member {
+	for _, m := range members {
+		m.err = err
+	}
+	return nil
+}
+
+// sign has the token sign in one call.
+func (g *group) sign(members []*member) error {
+	first := members[0].work
+	jobs, signatures := make([]job, len(members)), make([]wire.Signature, len(members))
+	for i, m := range members {
+		if m.work.opened.capability != first.opened.capability {
+			return errMixedGroup
+		}
+		jobs[i] = m.work.job
+	}
+	t := g.session
+	if err := t.guard(func() error { return t.perform(g.ctx, first.key, first.opened, jobs, signatures) }); err != nil {
+		return err
+	}
+	for i, m := range members {
+		m.signature = signatures[i]
+	}
+	return nil
+}
+
+// record makes durable what was signed for those who still wait for it.
+func (g *group) record(members []*member) error {
+	var records []audit.Record
+	g.mu.Lock()
+	for _, m := range members {
+		if !m.gone {
+			records = append(records, m.work.records...)
+		}
+	}
+	g.mu.Unlock()
+	if len(records) == 0 {
+		return nil
+	}
+	return g.session.server.record(g.ctx, records...)
+}
+
+// tell tells everybody who waits how it ended.
+func (g *group) tell() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, m := range g.present {
+		if m.gone {
+			continue
+		}
+		m.told = true
+		g.expect++
+	}
+	for _, m := range g.present {
+		close(m.done)
+	}
+}
+
+// assembly holds requests to sign back for as long as more of the kind are known to have arrived.
+type assembly struct {
+	session *session
+	ctx     context.Context
+	most    int // members of the group
+	held    []heldRequest
+}
+
+type heldRequest struct {
+	reply   *reply
+	request *wire.Request
+}
+
+// add takes a request of a peer that understands replies in any order, or starts it at once. Arrived is how many
+// requests, this one included, are known to be there.
+func (a *assembly) add(r *reply, request *wire.Request, arrived int) {
+	sign, ok := request.Body.(*wire.Sign)
+	if !ok || !a.session.extended || r.noRoom {
+		a.release()
+		a.session.start(a.ctx, r, request, nil, nil)
+		return
+	}
+	if len(a.held) > 0 && !alike(sign, a.held[0].request.Body.(*wire.Sign)) {
+		a.release()
+	}
+	if len(a.held) == 0 {
+		a.most = a.session.groupSize(sign.Key, arrived)
+	}
+	a.held = append(a.held, heldRequest{r, request})
+	if len(a.held) >= a.most {
+		a.release()
+	}
+}
+
+// alike tells whether one call to the token can serve both.
+func alike(a, b *wire.Sign) bool {
+	return a.Key == b.Key && a.Scheme == b.Scheme && a.Digest.Algorithm == b.Digest.Algorithm && (a.Message == nil) == (b.Message == nil)
+}
+
+// release starts what is held.
+func (a *assembly) release() {
+	held := a.held
+	a.held = a.held[:0]
+	if len(held) == 1 {
+		a.session.start(a.ctx, held[0].reply, held[0].request, nil, nil)
+		return
+	}
+	members := a.session.newGroup(len(held))
+	for i, h := range held {
+		a.session.start(a.ctx, h.reply, h.request, nil, members[i])
+	}
+	clear(held)
+}
+
+// groupTime is what a group's signatures may take at the token together: others' turns must come soon.
+const groupTime = 30 * time.Millisecond
+
+// groupSize is how many of the requests that have arrived go to the token in one call. They fill all the calls that the token
+// takes at once before two share one.
+func (t *session) groupSize(key string, arrived int) int {
+	if arrived < 2 {
+		return 1
+	}
+	opened, err := t.authorise(key, time.Now())
+	if err != nil || opened.lease.limited { // a call that fails uses up what all its signatures may
+		return 1
+	}
+	pace := opened.home.slot.queue.Pace()
+	if pace.PerSignature <= 0 { // nobody knows yet how long others would have to wait
+		return 1
+	}
+	inFlight := int(t.inFlight.Load()) + arrived
+	return max(1, min(inFlight/pace.Slots, int(groupTime/pace.PerSignature), maxPiece))
+}
