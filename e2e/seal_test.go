@@ -6,7 +6,9 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +18,9 @@ import (
 
 	"chancery/client"
 	"chancery/e2e/lab"
+	"chancery/internal/testtool"
+	"chancery/softhsm"
+	"chancery/softhsm/faulty"
 	"chancery/swtpm"
 	"chancery/tunnel/wire"
 )
@@ -90,6 +95,42 @@ func TestASealedDatabaseOutlivesItsTPM(t *testing.T) {
 	}
 	s.Operator("user", "add", "somebody")
 	s.Alice("sign", "raw", "release", "server.toml", "-o", "signature")
+}
+
+// TestASealsModuleWritesNoMoreThanItMay has the module of a PKCS#11 seal count its calls in a file that is not among what it may write,
+// and then is.
+func TestASealsModuleWritesNoMoreThanItMay(t *testing.T) {
+	tool := testtool.Need(t, "pkcs11-tool")
+	m := faulty.Build(t)
+	s := newLab(t, lab.Soft)
+	t.Setenv("SOFTHSM2_CONF", "") // softhsm sets it; this restores it after the test
+	token, err := softhsm.New(t.TempDir(), "safe", []byte(lab.TokenPIN))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Environment = append(s.Environment, token.Env()...)
+	command := exec.Command(tool, "--module", token.Store.Module, "--token-label", "safe", "--login", "--pin", lab.TokenPIN, "--keygen", "--key-type", "AES:32", "--label", "seal", "--sensitive")
+	if output, err := command.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, output)
+	}
+	s.Write("seal.pin", lab.TokenPIN)
+	if err := os.Chmod(s.Path("seal.pin"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	configured := s.Read("server.toml")
+	configure := func(writable string) {
+		s.Write("server.toml", configured+fmt.Sprintf("[tokens]\nmodules = [%q]\nwritable = [%q]\n", m.Path, writable))
+	}
+	configure(s.Path("nothing"))
+	s.Operator("seal", "add", "pkcs11", "safe", "--module", m.Path, "--serial", token.Serial, "--key-label", "seal", "--pin-file", s.Path("seal.pin"))
+	if calls := m.Calls(t, "C_Login"); calls != 0 {
+		t.Errorf("the module has written, of %d logins", calls)
+	}
+	configure(m.Control)
+	s.Operator("seal", "test", "safe")
+	if calls := m.Calls(t, "C_Login"); calls == 0 {
+		t.Error("the module could not write what it may")
+	}
 }
 
 func extend(t *testing.T, machine *swtpm.TPM, pcr uint) {

@@ -21,17 +21,20 @@ import (
 	"github.com/spf13/cobra"
 
 	"chancery/internal/cli"
+	"chancery/internal/confine"
 	"chancery/seal"
 	"chancery/seal/helper"
 	"chancery/seal/pkcs11"
 	"chancery/seal/tpm"
 	"chancery/token/worker"
+	"chancery/users"
 )
 
 // sealConfig says what is expected of the seal over the database. Which seals there are stands in the database.
 type sealConfig struct {
 	Required bool          `mapstructure:"required"` // a database without a seal is refused
 	Deadline time.Duration `mapstructure:"deadline"` // for opening one seal
+	Network  bool          `mapstructure:"network"`  // a PKCS#11 module that is asked for a seal may use the network
 }
 
 func (c sealConfig) validate() error {
@@ -43,7 +46,10 @@ func (c sealConfig) validate() error {
 
 // sealOpener opens the seal over the database. Log may be nil.
 func (c *config) sealOpener(log *slog.Logger) *seal.Opener {
-	keepers := &keepers{modules: c.Tokens, beside: []string{c.State.Directory, c.auditLog().Directory}, rejected: newRejectedPINs()}
+	keepers := &keepers{
+		modules: c.Tokens, network: c.Seal.Network, beside: []string{c.State.Directory, c.auditLog().Directory},
+		rejected: newRejectedPINs(), log: cmp.Or(log, slog.New(slog.DiscardHandler)),
+	}
 	return seal.NewOpener(seal.Config{Keeper: keepers.keeper, Deadline: c.Seal.Deadline, Required: c.Seal.Required, Log: log})
 }
 
@@ -51,8 +57,10 @@ func (c *config) sealOpener(log *slog.Logger) *seal.Opener {
 // open: they name only files that nobody else can read, and modules that the configuration allows.
 type keepers struct {
 	modules  tokensConfig
+	network  bool
 	beside   []string // directories that are copied with the database, so that no secret may lie there
 	rejected *rejectedPINs
+	log      *slog.Logger
 }
 
 func (k *keepers) keeper(kind string, parameters []byte) (seal.Keeper, error) {
@@ -68,11 +76,16 @@ func (k *keepers) keeper(kind string, parameters []byte) (seal.Keeper, error) {
 		if err := errors.Join(strictly(parameters, &p), p.Check()); err != nil {
 			return nil, err
 		}
-		return &helper.Keeper{Command: helperCommand, Kind: kind, Parameters: parameters}, nil
+		return k.helper(kind, parameters, confine.Rules{Write: []string{p.Device}}), nil
 	case seal.KindPKCS11:
 		return k.pkcs11(parameters)
 	}
 	return nil, fmt.Errorf("%w: this version knows no seals of the kind %q", seal.ErrUnsuitable, kind)
+}
+
+// helper asks a seal's hardware in a process of its own, which keeps the right to what the rules say.
+func (k *keepers) helper(kind string, parameters []byte, rules confine.Rules) *helper.Keeper {
+	return &helper.Keeper{Command: helperCommand, Kind: kind, Parameters: parameters, Rules: rules, Log: k.log}
 }
 
 // apart refuses a secret that a copy of the database would come with. Whoever writes to the database could also name there a file
@@ -110,7 +123,8 @@ func (k *keepers) pkcs11(parameters []byte) (seal.Keeper, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &pinned{parameters: p, resolved: resolved, rejected: k.rejected}, nil
+	rules := confine.Rules{Write: k.modules.writable(users.Token{Driver: driverPKCS11, Location: p.Module}), Network: k.network}
+	return &pinned{parameters: p, helper: *k.helper(seal.KindPKCS11, resolved, rules), rejected: k.rejected}, nil
 }
 
 // strictly decodes parameters and accepts nothing that it does not know.
@@ -126,7 +140,7 @@ func strictly(parameters []byte, into any) error {
 // pinned is a PKCS#11 token, whose PIN is read when it is needed and forgotten at once.
 type pinned struct {
 	parameters pkcs11.Parameters
-	resolved   []byte
+	helper     helper.Keeper // without the PIN
 	rejected   *rejectedPINs
 }
 
@@ -160,7 +174,9 @@ func (p *pinned) withPIN(use func(seal.Keeper) error) error {
 	if p.rejected.sums[sum] {
 		return seal.ErrPINRejected
 	}
-	err = use(&helper.Keeper{Command: helperCommand, Kind: seal.KindPKCS11, Parameters: p.resolved, Secret: trimmed})
+	knowing := p.helper
+	knowing.Secret = trimmed
+	err = use(&knowing)
 	if errors.Is(err, seal.ErrPIN) {
 		p.rejected.sums[sum] = true
 	}
@@ -207,7 +223,8 @@ func (a *app) sealHelperCommand() *cobra.Command {
 		Use: helperName, Hidden: true, Args: cli.Args(cobra.NoArgs),
 		Short: "Ask a seal's hardware for another process of this program",
 		RunE: func(command *cobra.Command, _ []string) error {
-			return helper.Serve(command.Context(), command.InOrStdin(), command.OutOrStdout(), hardware)
+			program := helper.Program{Confine: confine.Apply, Keeper: hardware}
+			return program.Serve(command.Context(), command.InOrStdin(), command.OutOrStdout())
 		},
 	}
 }

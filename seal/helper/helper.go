@@ -2,7 +2,8 @@
 //
 // A call into a PKCS#11 module, or to a TPM's device, can hang for ever, and a module can crash its process. Here both happen to a
 // helper: the same program, started again, which answers one question over its standard input and output
-// and ends. When the question's context ends first, the helper is killed.
+// and ends. When the question's context ends first, the helper is killed. Before it loads anything it gives up what it does not need
+// (package confine).
 package helper
 
 import (
@@ -12,10 +13,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"time"
 
+	"chancery/internal/confine"
 	"chancery/seal"
 )
 
@@ -30,7 +33,8 @@ type question struct {
 	Kind       string        `json:"kind"`
 	Parameters []byte        `json:"parameters"`
 	Secret     []byte        `json:"secret,omitempty"` // a PIN
-	New        bool          `json:"new,omitempty"`    // make a share; else give the one that is kept
+	Rules      confine.Rules `json:"rules"`
+	New        bool          `json:"new,omitempty"` // make a share; else give the one that is kept
 	Kept       []byte        `json:"kept,omitempty"`
 	Within     time.Duration `json:"within"`
 }
@@ -41,6 +45,8 @@ type answer struct {
 	Kept  []byte `json:"kept,omitempty"`
 	Code  string `json:"code,omitempty"`  // of the error
 	Error string `json:"error,omitempty"` // in words
+
+	Notices []confine.Notice `json:"notices,omitempty"`
 }
 
 // codes carry the errors of package seal across.
@@ -64,7 +70,9 @@ type Keeper struct {
 	Command    func(ctx context.Context) *exec.Cmd
 	Kind       string
 	Parameters []byte
-	Secret     []byte // given to the helper by its standard input
+	Secret     []byte        // given to the helper by its standard input
+	Rules      confine.Rules // what the helper keeps the right to
+	Log        *slog.Logger  // gets what the helper could not give up
 }
 
 var _ seal.Keeper = (*Keeper)(nil)
@@ -82,7 +90,7 @@ func (k *Keeper) Share(ctx context.Context, kept []byte) ([]byte, error) {
 }
 
 func (k *Keeper) ask(ctx context.Context, q question) (a answer, err error) {
-	q.Kind, q.Parameters, q.Secret = k.Kind, k.Parameters, k.Secret
+	q.Kind, q.Parameters, q.Secret, q.Rules = k.Kind, k.Parameters, k.Secret, k.Rules
 	if deadline, ok := ctx.Deadline(); ok {
 		q.Within = time.Until(deadline)
 	}
@@ -107,6 +115,9 @@ func (k *Keeper) ask(ctx context.Context, q question) (a answer, err error) {
 	if err := json.Unmarshal(said.Bytes(), &a); err != nil {
 		return answer{}, fmt.Errorf("%w: the helper process answered something else", seal.ErrAbsent)
 	}
+	for _, notice := range a.Notices {
+		k.Log.Warn("a seal's helper process goes without a restriction", "kind", k.Kind, "what", notice.What, "why", notice.Why)
+	}
 	return a, a.err()
 }
 
@@ -121,8 +132,14 @@ func (a answer) err() error {
 	return &remoteError{a.Error, sentinel}
 }
 
+// Program is what the helper's process is made of.
+type Program struct {
+	Confine func(confine.Rules) []confine.Notice // confine.Apply, which holds for good
+	Keeper  func(kind string, parameters, secret []byte) (seal.Keeper, error)
+}
+
 // Serve answers one question in the helper's process.
-func Serve(ctx context.Context, in io.Reader, out io.Writer, keeper func(kind string, parameters, secret []byte) (seal.Keeper, error)) error {
+func (p Program) Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	text, err := io.ReadAll(io.LimitReader(in, maxMessage))
 	if err != nil {
 		return fmt.Errorf("seal/helper: read the question: %w", err)
@@ -140,8 +157,9 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer, keeper func(kind st
 		// Whoever asked kills a helper that hangs, unless they have ended themselves.
 		defer time.AfterFunc(q.Within+killedWithin, func() { os.Exit(1) }).Stop()
 	}
+	notices := p.Confine(q.Rules)
 	var a answer
-	k, err := keeper(q.Kind, q.Parameters, q.Secret)
+	k, err := p.Keeper(q.Kind, q.Parameters, q.Secret)
 	switch {
 	case err != nil:
 	case q.New:
@@ -153,6 +171,7 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer, keeper func(kind st
 	if err != nil {
 		a = refusal(err)
 	}
+	a.Notices = notices
 	if err := json.NewEncoder(out).Encode(a); err != nil {
 		return fmt.Errorf("seal/helper: answer: %w", err)
 	}

@@ -5,12 +5,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
+	"chancery/internal/confine"
 	"chancery/seal"
 	"chancery/seal/helper"
 )
@@ -21,14 +25,21 @@ func TestMain(m *testing.M) {
 	if os.Getenv(roleEnv) == "" {
 		os.Exit(m.Run())
 	}
-	err := helper.Serve(context.Background(), os.Stdin, os.Stdout, func(kind string, parameters, secret []byte) (seal.Keeper, error) {
-		return fake{kind, string(parameters), string(secret)}, nil
-	})
-	if err != nil {
+	if err := program(confine.Apply).Serve(context.Background(), os.Stdin, os.Stdout); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
+
+// program keeps shares in a fake.
+func program(apply func(confine.Rules) []confine.Notice) helper.Program {
+	return helper.Program{Confine: apply, Keeper: func(kind string, parameters, secret []byte) (seal.Keeper, error) {
+		return fake{kind, string(parameters), string(secret)}, nil
+	}}
+}
+
+// unconfined stands for confine.Apply where the test itself would be confined.
+func unconfined(confine.Rules) []confine.Notice { return nil }
 
 // fake does in the helper's process what its parameters say.
 type fake struct{ kind, parameters, secret string }
@@ -50,6 +61,17 @@ func (f fake) Share(_ context.Context, kept []byte) ([]byte, error) {
 		return nil, fmt.Errorf("token x: %w", seal.ErrPIN)
 	case "odd":
 		return nil, errors.New("an error that nobody knows")
+	case "connect":
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		l.Close()
+	}
+	if path, ok := strings.CutPrefix(f.parameters, "write "); ok {
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			return nil, err
+		}
 	}
 	return []byte("share for " + f.secret + " of " + string(kept)), nil
 }
@@ -61,7 +83,7 @@ func ask(parameters string) *helper.Keeper {
 			command.Env = append(os.Environ(), roleEnv+"=1")
 			return command
 		},
-		Kind: "fake", Parameters: []byte(parameters), Secret: []byte("PIN"),
+		Kind: "fake", Parameters: []byte(parameters), Secret: []byte("PIN"), Log: slog.New(slog.DiscardHandler),
 	}
 }
 
@@ -103,9 +125,55 @@ func TestAHelperThatHangsIsKilled(t *testing.T) {
 	}
 }
 
+// TestAHelperIsConfined: what is asked of hardware runs with no more than the rules leave to it.
+func TestAHelperIsConfined(t *testing.T) {
+	inside, outside := t.TempDir(), t.TempDir()
+	var lacks bytes.Buffer
+	try := func(parameters string, rules confine.Rules) error {
+		k := ask(parameters)
+		k.Rules, k.Log = rules, slog.New(slog.NewTextHandler(&lacks, nil))
+		_, err := k.Share(t.Context(), nil)
+		return err
+	}
+	for name, c := range map[string]struct {
+		parameters string
+		rules      confine.Rules
+		refused    bool
+	}{
+		"its own file":         {"write " + filepath.Join(inside, "f"), confine.Rules{Write: []string{inside}}, false},
+		"another's file":       {"write " + filepath.Join(outside, "f"), confine.Rules{Write: []string{inside}}, true},
+		"the network":          {"connect", confine.Rules{}, true},
+		"a network of its own": {"connect", confine.Rules{Network: true}, false},
+	} {
+		lacks.Reset()
+		err := try(c.parameters, c.rules)
+		if c.refused && err == nil && lacks.Len() > 0 {
+			t.Logf("%s: not refused on this kernel: %s", name, lacks.String())
+			continue
+		}
+		if (err != nil) != c.refused || c.refused && !errors.Is(err, seal.ErrAbsent) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestWhatAHelperKeepsIsTold: a restriction that the kernel refuses is a warning, and no reason to stop.
+func TestWhatAHelperKeepsIsTold(t *testing.T) {
+	var out bytes.Buffer
+	lacking := func(confine.Rules) []confine.Notice {
+		return []confine.Notice{{What: "the network is open", Why: "old"}}
+	}
+	if err := program(lacking).Serve(t.Context(), strings.NewReader(`{"parameters":"b2Rk"}`), &out); err != nil {
+		t.Fatal(err)
+	}
+	if text := out.String(); !strings.Contains(text, "the network is open") || !strings.Contains(text, "nobody knows") {
+		t.Errorf("answered %s", text)
+	}
+}
+
 func TestAHelperTakesNoOtherInput(t *testing.T) {
 	var out bytes.Buffer
-	if err := helper.Serve(t.Context(), strings.NewReader("hello"), &out, nil); err == nil || out.Len() > 0 {
+	if err := program(unconfined).Serve(t.Context(), strings.NewReader("hello"), &out); err == nil || out.Len() > 0 {
 		t.Errorf("%v, %q", err, out.String())
 	}
 }
@@ -115,9 +183,11 @@ func FuzzServe(f *testing.F) {
 	f.Add([]byte(`{"kind":"fake","parameters":"b2Rk","kept":"AA=="}`))
 	f.Fuzz(func(t *testing.T, question []byte) {
 		var out bytes.Buffer
-		err := helper.Serve(t.Context(), bytes.NewReader(question), &out, func(kind string, _, secret []byte) (seal.Keeper, error) {
+		p := program(unconfined)
+		p.Keeper = func(kind string, _, secret []byte) (seal.Keeper, error) {
 			return fake{kind: kind, secret: string(secret)}, nil
-		})
+		}
+		err := p.Serve(t.Context(), bytes.NewReader(question), &out)
 		if (err == nil) != (bytes.Count(out.Bytes(), []byte("\n")) == 1) {
 			t.Fatalf("%v, answered %q", err, out.String())
 		}
