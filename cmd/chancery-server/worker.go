@@ -88,6 +88,7 @@ func (c *config) openInWorker(log *slog.Logger) func(context.Context, users.Toke
 			Args:          []string{workerName, "--log-level", c.Log.Level, "--log-format", c.Log.Format, t.Name},
 			Specification: specification, Log: log.With("token", t.Name),
 			Unverified:  c.Tokens.UnsafeUnverified,
+			Derivations: c.Sessions.Derivations, // of all tokens together, so that none waits in a process for which the daemon had room
 			CallTimeout: c.Tokens.CallTimeout, OpenTimeout: c.Tokens.OpenTimeout,
 		})
 		if err != nil {

@@ -14,7 +14,8 @@
 // When none is left the Vault logs out and forgets the PIN.
 //
 // A Vault bears with few wrong PINs, for whoever can show it grants of their own making could otherwise try one PIN after the
-// other while the login is kept up by the right one. It sends no PIN again that its token rejected.
+// other while the login is kept up by the right one. It sends no PIN again that its token rejected. Of passphrases it derives
+// no more at once than it was told when its process began, so that nobody at the other end of the link can make it take more memory.
 //
 // # Calls that do not return
 //

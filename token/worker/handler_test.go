@@ -379,6 +379,102 @@ func TestWrongPINsAreBounded(t *testing.T) {
 	}
 }
 
+// TestDerivationsAreBounded asks for more unlocks than a vault derives at once, as no daemon does that counts them itself.
+func TestDerivationsAreBounded(t *testing.T) {
+	s, home := newFakeHome(t, fakeConfig{})
+	open, err := openFake(s.Fake)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vault := NewVault(open, slog.New(slog.DiscardHandler))
+	defer vault.Close()
+	var mu sync.Mutex
+	running, most, proceed := 0, 0, make(chan struct{})
+	count := func(n int) int {
+		mu.Lock()
+		defer mu.Unlock()
+		running += n
+		most = max(most, running)
+		return running
+	}
+	vault.deriveKey = func([]byte, access.Parameters) (*access.Key, error) {
+		count(1)
+		defer count(-1)
+		<-proceed
+		return accessKey(), nil
+	}
+	var all sync.WaitGroup
+	for i := range 4 * DefaultDerivations {
+		u := home.unlocking(t, 0, byte(i))
+		all.Go(func() { mustUnlock(t, vault, u) })
+	}
+	eventually(t, "as many derivations as there may be", func() bool { return count(0) >= DefaultDerivations })
+	time.Sleep(20 * time.Millisecond) // for the others to begin where nothing keeps them
+	close(proceed)
+	all.Wait()
+	if most != DefaultDerivations {
+		t.Errorf("%d at once", most)
+	}
+}
+
+// TestARoomIsFreeWhenTheLedgerHearsOfIt: who counts derivations at the other end never waits here.
+func TestARoomIsFreeWhenTheLedgerHearsOfIt(t *testing.T) {
+	s, home := newFakeHome(t, fakeConfig{})
+	open, err := openFake(s.Fake)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vault := NewVault(open, slog.New(slog.DiscardHandler))
+	defer vault.Close()
+	u := home.unlocking(t, 0, 1)
+	counting := &listening{notebook: notebookOf(u), derived: func() {
+		if n := len(vault.derivations); n != 0 {
+			t.Errorf("%d are still under way", n)
+		}
+	}}
+	if _, err := vault.Unlock(t.Context(), u, counting); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// listening is a notebook that does something when it hears of a derivation.
+type listening struct {
+	*notebook
+	derived func()
+}
+
+func (l *listening) Derived() { l.derived() }
+
+func TestWaitingForADerivationEnds(t *testing.T) {
+	s, home := newFakeHome(t, fakeConfig{})
+	open, err := openFake(s.Fake)
+	if err != nil {
+		t.Fatal(err)
+	}
+	vault := NewVault(open, slog.New(slog.DiscardHandler))
+	for range DefaultDerivations {
+		vault.derivations <- struct{}{}
+	}
+	impatient, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	u := home.unlocking(t, 0, 1)
+	ledger := notebookOf(u)
+	_, err = vault.Unlock(impatient, u, ledger)
+	want(t, "one that does not wait", err, context.DeadlineExceeded)
+	if derived, _ := ledger.seen(); derived != 1 {
+		t.Errorf("told %d times of a derivation", derived)
+	}
+	failed := make(chan error, 1)
+	go func() {
+		_, err := vault.Unlock(context.Background(), u, notebookOf(u))
+		failed <- err
+	}()
+	if err := vault.Close(); err != nil {
+		t.Error(err)
+	}
+	want(t, "one whose vault closes", <-failed, token.ErrClosed)
+}
+
 func TestCorruptSignaturesStay(t *testing.T) {
 	onBoth(t, fakeConfig{}, func(t *testing.T, h Handler, home home) {
 		u := home.unlocking(t, 0, 1)

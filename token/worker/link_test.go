@@ -175,7 +175,7 @@ func serving(t testing.TB, conn net.Conn) <-chan error {
 func askToOpen(t testing.TB, conn net.Conn) *link {
 	t.Helper()
 	l := newLink(conn)
-	text, err := json.Marshal(opening{CallTimeout: time.Minute})
+	text, err := json.Marshal(opening{CallTimeout: time.Minute, Derivations: 5})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -198,6 +198,7 @@ func TestAServerIsToldNonsense(t *testing.T) {
 		"another kind first":      {false, []byte{0, 0, 0, 9, kindInfo, 0, 0, 0, 0, 0, 0, 0, 1}, errFrame},
 		"no opening":              {false, []byte{0, 0, 0, 10, kindOpen, 0, 0, 0, 0, 0, 0, 0, 1, '{'}, errFrame},
 		"no time":                 {false, []byte{0, 0, 0, 11, kindOpen, 0, 0, 0, 0, 0, 0, 0, 1, '{', '}'}, errFrame},
+		"no derivations":          {false, append([]byte{0, 0, 0, 27, kindOpen, 0, 0, 0, 0, 0, 0, 0, 1}, `{"CallTimeout":10}`...), errFrame},
 		"a length of 0":           {true, make([]byte, frameHeader), errFrame},
 		"a length of 4 GiB":       {true, bytes.Repeat([]byte{255}, frameHeader), errFrame},
 		"half a header":           {true, []byte{0, 0}, io.ErrUnexpectedEOF},
@@ -228,6 +229,24 @@ func TestAServerIsToldNonsense(t *testing.T) {
 				t.Errorf("%v, not %v", err, test.want)
 			}
 		})
+	}
+}
+
+// TestAServerDerivesAsManyAsItWasTold: the bound is that of the opening, which comes once.
+func TestAServerDerivesAsManyAsItWasTold(t *testing.T) {
+	near, far := linked(t)
+	fake, _ := newFakeHome(t, fakeConfig{})
+	s, ended := newServer(far, slog.New(slog.DiscardHandler)), make(chan error, 1)
+	go func() {
+		ended <- s.run(func(context.Context, []byte, *slog.Logger) (token.Token, error) { return openFake(fake.Fake) })
+	}()
+	askToOpen(t, near)
+	near.Close()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if got := cap(s.vault.derivations); got != 5 {
+		t.Errorf("%d at once", got)
 	}
 }
 

@@ -31,6 +31,10 @@ type Config struct {
 	// replica does, and for measuring what that costs.
 	Unverified bool
 
+	// Derivations is how many passphrases the process derives at once, each in access.MaxMemoryKiB at most; further ones wait. It is for
+	// life, whatever comes over the link. Default DefaultDerivations. Not below what its caller has under way in all, or these wait here.
+	Derivations int
+
 	CallTimeout time.Duration // default 10 s: a call to the token that takes longer ends the process; waiting for others that end meanwhile does not count
 	OpenTimeout time.Duration // default 30 s: from starting the process until the token is open
 	PingEvery   time.Duration // default 5 s; a process that leaves a ping unanswered for twice as long is ended
@@ -44,6 +48,9 @@ func (c Config) withDefaults() Config {
 		if *d.of <= 0 {
 			*d.of = d.value
 		}
+	}
+	if c.Derivations <= 0 {
+		c.Derivations = DefaultDerivations
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()
@@ -155,7 +162,7 @@ func Inherited(environment []string) []string {
 func (p *Process) open(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.OpenTimeout)
 	defer cancel()
-	text, err := json.Marshal(opening{CallTimeout: p.cfg.CallTimeout, Specification: p.cfg.Specification, Unverified: p.cfg.Unverified})
+	text, err := json.Marshal(opening{CallTimeout: p.cfg.CallTimeout, Derivations: p.cfg.Derivations, Specification: p.cfg.Specification, Unverified: p.cfg.Unverified})
 	if err != nil {
 		return err
 	}

@@ -44,6 +44,7 @@ type Opener func(ctx context.Context, specification []byte, log *slog.Logger) (t
 // opening is the body of kindOpen.
 type opening struct {
 	CallTimeout   time.Duration
+	Derivations   int
 	Specification []byte
 	Unverified    bool
 }
@@ -165,6 +166,9 @@ func (s *server) readOpening() (uint64, opening, error) {
 	if what.CallTimeout <= 0 {
 		return 0, what, fmt.Errorf("%w: no time for a call", errFrame)
 	}
+	if what.Derivations < 1 {
+		return 0, what, fmt.Errorf("%w: no passphrase may be derived", errFrame)
+	}
 	return f.call, what, nil
 }
 
@@ -175,7 +179,7 @@ func (s *server) open(number uint64, what opening, open Opener) error {
 		return errors.Join(err, s.fail(number, err))
 	}
 	s.vault = NewVault(&watched{t, s.watch}, s.log)
-	s.vault.unverified = what.Unverified
+	s.vault.unverified, s.vault.derivations = what.Unverified, make(chan struct{}, what.Derivations)
 	go s.watch.run(what.CallTimeout, s.ended, s.hung)
 	info, err := s.vault.Info(ctx)
 	if err != nil {

@@ -22,6 +22,9 @@ type Vault struct {
 	log        *slog.Logger
 	unverified bool // signatures are given out as the token makes them
 
+	derivations chan struct{} // held while a passphrase is derived
+	deriveKey   func(passphrase []byte, p access.Parameters) (*access.Key, error)
+
 	login chan struct{} // held while the login changes
 	using sync.RWMutex  // signatures read, a change of the login writes
 	proof proof         // guarded by login
@@ -43,10 +46,15 @@ type heldKey struct {
 	verifier *token.Verifier
 }
 
+// DefaultDerivations is how many passphrases a vault derives at once. Each takes what the grant's parameters say,
+// access.MaxMemoryKiB at most.
+const DefaultDerivations = 2
+
 // NewVault takes charge of an open token, which Close closes.
 func NewVault(open token.Token, log *slog.Logger) *Vault {
 	return &Vault{
 		token: open, log: log,
+		derivations: make(chan struct{}, DefaultDerivations), deriveKey: access.DeriveKey,
 		login:  make(chan struct{}, 1),
 		keys:   make(map[string]*heldKey),
 		grips:  make(map[uint64]*grip),
@@ -62,7 +70,7 @@ func (v *Vault) Keys(ctx context.Context) ([]token.KeyInfo, error) { return v.to
 
 // Unlock implements Handler.
 func (v *Vault) Unlock(ctx context.Context, u Unlock, ledger Ledger) (Capability, error) {
-	pins, err := unwrap(u, ledger)
+	pins, err := v.unwrap(ctx, u, ledger)
 	if err != nil {
 		return Capability{}, err
 	}
@@ -88,8 +96,8 @@ func (v *Vault) Unlock(ctx context.Context, u Unlock, ledger Ledger) (Capability
 }
 
 // unwrap turns the passphrase into what the grant holds. The caller clears it.
-func unwrap(u Unlock, ledger Ledger) (users.PINs, error) {
-	derived, err := derive(u, ledger)
+func (v *Vault) unwrap(ctx context.Context, u Unlock, ledger Ledger) (users.PINs, error) {
+	derived, err := v.derive(ctx, u, ledger)
 	if err != nil {
 		return users.PINs{}, err
 	}
@@ -105,7 +113,7 @@ func unwrap(u Unlock, ledger Ledger) (users.PINs, error) {
 	return users.PINs{Current: current, Staged: staged}, nil
 }
 
-func derive(u Unlock, ledger Ledger) (*access.Key, error) {
+func (v *Vault) derive(ctx context.Context, u Unlock, ledger Ledger) (*access.Key, error) {
 	defer ledger.Derived()
 	expires := u.Grant.Binding.Expires
 	if u.Lasts < 0 || u.Uses < 0 || !expires.IsZero() && !time.Now().Before(expires) {
@@ -114,7 +122,24 @@ func derive(u Unlock, ledger Ledger) (*access.Key, error) {
 	if len(u.Passphrase) > access.MaxPassphrase {
 		return nil, fmt.Errorf("passphrase of more than %d bytes: %w", access.MaxPassphrase, access.ErrWrongPassphrase)
 	}
-	return access.DeriveKey(u.Passphrase, u.Grant.Parameters)
+	if err := v.acquireDerivation(ctx); err != nil {
+		return nil, err
+	}
+	// Before the ledger hears of it, so that who counts along there and begins the next one at once finds room here.
+	defer func() { <-v.derivations }()
+	return v.deriveKey(u.Passphrase, u.Grant.Parameters)
+}
+
+// acquireDerivation waits for its turn. Whoever asks is expected to keep to the bound by themselves: this holds where they do not.
+func (v *Vault) acquireDerivation(ctx context.Context) error {
+	select {
+	case v.derivations <- struct{}{}:
+		return nil
+	case <-v.closed:
+		return token.ErrClosed
+	case <-ctx.Done():
+		return fmt.Errorf("waiting for other passphrases: %w", context.Cause(ctx))
+	}
 }
 
 // fetch finds the key and keeps it. Its public half is compared with the registered one each time: rows of the store can be
