@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"chancery/token/guard"
 	"chancery/token/replica"
 	"chancery/users"
 )
@@ -39,5 +40,30 @@ func TestCommandsTakeFewSessionsOfEachToken(t *testing.T) {
 	few := withFewSessions(registered, 2)
 	if few.MaxSessions != 2 || few.Replicas[0].MaxSessions != 2 || registered.Replicas[0].MaxSessions != 64 {
 		t.Errorf("%+v of %+v", few, registered)
+	}
+}
+
+// TestAProcessMayWriteWhatItsOwnTokensRejected and not what others have: a module could have a wrong PIN sent to them again.
+func TestAProcessMayWriteWhatItsOwnTokensRejected(t *testing.T) {
+	c := defaultConfig()
+	c.State.Directory = t.TempDir()
+	memory := guard.New(c.pins())
+	var own []string
+	for _, serial := range []string{"1", "2"} {
+		directory, err := memory.Prepare(t.Context(), serial)
+		if err != nil {
+			t.Fatal(err)
+		}
+		own = append(own, directory)
+	}
+	if _, err := memory.Prepare(t.Context(), "another's"); err != nil {
+		t.Fatal(err)
+	}
+	told, err := c.custodyOf(t.Context(), users.Token{Driver: driverSoft, Serial: "1", Replicas: []users.Replica{{Driver: driverSoft, Serial: "2"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(told.Write, own) {
+		t.Errorf("it may write %q, and not %q alone", told.Write, own)
 	}
 }

@@ -14,6 +14,7 @@ import (
 	"chancery/internal/cli"
 	"chancery/internal/confine"
 	"chancery/token"
+	"chancery/token/guard"
 	"chancery/token/worker"
 	"chancery/users"
 )
@@ -71,16 +72,27 @@ func openInCustody(ctx context.Context, specification []byte, log *slog.Logger) 
 	return c.Tokens.openGuarded(ctx, c.Token, c.PINs, log)
 }
 
+// custodyOf makes what the process could not, and says what it is told. Of what tokens have rejected it may alter what concerns its own.
+func (c *config) custodyOf(ctx context.Context, t users.Token) (custody, error) {
+	write, memory := c.Tokens.writable(t), guard.New(c.pins())
+	for _, home := range t.Homes() {
+		directory, err := memory.Prepare(ctx, home.Serial)
+		if err != nil {
+			return custody{}, fmt.Errorf("token %q: %w", home.Name, err)
+		}
+		write = append(write, directory)
+	}
+	return custody{Token: t, Tokens: c.Tokens, PINs: c.pins(), Write: write, Network: slices.Contains(c.Tokens.Network, t.Name)}, nil
+}
+
 // openInWorker opens a registered token in a process of its own.
 func (c *config) openInWorker(log *slog.Logger) func(context.Context, users.Token) (worker.Handler, error) {
 	return func(ctx context.Context, t users.Token) (worker.Handler, error) {
-		if err := os.MkdirAll(c.pins(), 0o700); err != nil { // the process could not make it
+		custody, err := c.custodyOf(ctx, t)
+		if err != nil {
 			return nil, err
 		}
-		specification, err := json.Marshal(custody{
-			Token: t, Tokens: c.Tokens, PINs: c.pins(),
-			Write: append(c.Tokens.writable(t), c.pins()), Network: slices.Contains(c.Tokens.Network, t.Name),
-		})
+		specification, err := json.Marshal(custody)
 		if err != nil {
 			return nil, err
 		}

@@ -18,33 +18,34 @@ import (
 // lockPause is how long to wait before trying again for a lock that another process has.
 const lockPause = 20 * time.Millisecond
 
-// file is one token's record on the disk, locked.
+// file is one token's record on the disk, locked. It has a directory of its own, so that the process of one token need not be able to write
+// to another's.
 type file struct {
 	name   string // SHA-256 of the serial number
+	home   string // the directory, of that name
 	path   string
 	locked *os.File
 }
 
-// lock takes the lock between processes. It is on a file of its own, because the record's is replaced.
-func (f *file) lock(ctx context.Context) error {
-	locked, err := os.OpenFile(f.path+".lock", os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
+// lock takes a lock between processes. It is on a file of its own, because the record's is replaced.
+func lock(ctx context.Context, path string) (*os.File, error) {
+	locked, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return unusable(err)
+		return nil, unusable(err)
 	}
 	for {
 		err := unix.Flock(int(locked.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			f.locked = locked
-			return nil
+			return locked, nil
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
 			locked.Close()
-			return unusable(err)
+			return nil, unusable(err)
 		}
 		select {
 		case <-ctx.Done():
 			locked.Close()
-			return fmt.Errorf("guard: another login of this token is under way: %w: %w", token.ErrBusy, context.Cause(ctx))
+			return nil, fmt.Errorf("guard: another login of this token is under way: %w: %w", token.ErrBusy, context.Cause(ctx))
 		case <-time.After(lockPause):
 		}
 	}
@@ -91,7 +92,7 @@ func (f *file) save(r *record) error {
 	if err := os.Rename(temporary, f.path); err != nil {
 		return unusable(err)
 	}
-	return f.syncDirectory()
+	return f.syncHome()
 }
 
 // remove makes the record go durably.
@@ -99,11 +100,18 @@ func (f *file) remove() error {
 	if err := os.Remove(f.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return unusable(err)
 	}
-	return f.syncDirectory()
+	return f.syncHome()
 }
 
-func (f *file) syncDirectory() error {
-	if err := syncDirectory(filepath.Dir(f.path)); err != nil {
+func (f *file) syncHome() error {
+	if err := syncDirectory(f.home); err != nil {
+		return unusable(err)
+	}
+	return nil
+}
+
+func (f *file) syncAbove() error {
+	if err := syncDirectory(filepath.Dir(f.home)); err != nil {
 		return unusable(err)
 	}
 	return nil

@@ -35,7 +35,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"path/filepath"
 	"time"
 
@@ -56,7 +55,7 @@ const (
 	answerPatience = 10 * time.Second
 )
 
-// Guard remembers rejected PINs in the files of one directory. Its methods may be called from several goroutines and in
+// Guard remembers rejected PINs in one directory, in which each token has one of its own. Its methods may be called from several goroutines and in
 // several processes at once.
 type Guard struct {
 	directory string
@@ -68,12 +67,13 @@ func New(directory string) *Guard {
 	return &Guard{directory: directory, derive: slowTag}
 }
 
-// Prepare makes the directory. Call it before the process loses the right to; Wrap's token would do it too.
-func (g *Guard) Prepare() error {
-	if err := makeDirectory(g.directory); err != nil {
-		return fmt.Errorf("guard: %w: %w", token.ErrPINMemory, err)
-	}
-	return nil
+// Prepare makes the directory of the token with this serial number and returns it. Whoever can write there and nowhere else beside it can
+// log in to this token; making it takes the right to write above, so call this before a process loses that. It waits as Clear does.
+func (g *Guard) Prepare(ctx context.Context, serial string) (directory string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	f := g.file(serial)
+	return f.home, f.furnish(ctx)
 }
 
 // Wrap lets PINs pass to t only through the guard. The wrapped token is a token.Attester if t is one.
@@ -101,19 +101,25 @@ func (g *Guard) Clear(serial string) (n int, err error) {
 }
 
 // open takes the lock of a token's file.
-func (g *Guard) open(ctx context.Context, serial string) (*file, error) {
-	if err := g.Prepare(); err != nil {
-		return nil, err
-	}
-	name := sha256.Sum256([]byte(serial))
+func (g *Guard) open(ctx context.Context, serial string) (_ *file, err error) {
 	ctx, cancel := context.WithTimeout(ctx, lockPatience)
 	defer cancel()
-	f := &file{name: hex.EncodeToString(name[:])}
-	f.path = filepath.Join(g.directory, f.name)
-	if err := f.lock(ctx); err != nil {
+	f := g.file(serial)
+	if err := f.furnish(ctx); err != nil {
+		return nil, err
+	}
+	if f.locked, err = lock(ctx, filepath.Join(f.home, lockName)); err != nil {
 		return nil, err
 	}
 	return f, nil
+}
+
+// file names a token's record, without touching anything.
+func (g *Guard) file(serial string) *file {
+	sum := sha256.Sum256([]byte(serial))
+	name := hex.EncodeToString(sum[:])
+	home := filepath.Join(g.directory, name)
+	return &file{name: name, home: home, path: filepath.Join(home, recordName)}
 }
 
 // slowTag is a PIN as it is remembered.

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"testing"
 
+	"chancery/internal/confine"
 	"chancery/token"
 )
 
@@ -22,8 +23,9 @@ const (
 	childToken     = "GUARD_TEST_TOKEN"
 	childTask      = "GUARD_TEST_TASK"
 
-	taskHang  = "hang"  // log in with the right PIN, and never get an answer
-	taskGuess = "guess" // log in with the wrong PIN, several times
+	taskHang    = "hang"    // log in with the right PIN, and never get an answer
+	taskGuess   = "guess"   // log in with the wrong PIN, several times
+	taskConfine = "confine" // the same where only the token's own directories can be written to, and then forget what another token rejected
 )
 
 func TestMain(m *testing.M) {
@@ -37,12 +39,45 @@ func TestMain(m *testing.M) {
 		fmt.Println(login(guarded, "right"))
 		return
 	}
+	if task == taskConfine {
+		confineTo(directory, os.Getenv(childToken))
+		defer forgetAnother(directory)
+	}
 	for range 5 {
 		if err := login(guarded, "wrong"); !errors.Is(err, token.ErrPINIncorrect) && !errors.Is(err, token.ErrPINRejected) {
 			fmt.Println(err)
 		}
 	}
 }
+
+// confineTo leaves the process what a token's has.
+func confineTo(directory, home string) {
+	own, err := sharedGuard(directory).Prepare(context.Background(), serial)
+	if err != nil {
+		fmt.Println(err)
+	}
+	for _, notice := range confine.Apply(confine.Rules{Write: []string{own, home}}) {
+		fmt.Println(unconfined, notice)
+	}
+}
+
+// unconfined begins what a child says where the kernel does not restrict it.
+const unconfined = "goes without:"
+
+// forgetAnother tries what a module could.
+func forgetAnother(directory string) {
+	if _, err := sharedGuard(directory).Clear(anotherSerial); err == nil {
+		fmt.Println("forgot what another token rejected")
+	}
+	another := sharedGuard(directory).file(anotherSerial)
+	for _, path := range []string{another.home, another.path} {
+		if os.Rename(path, path+".away") == nil || os.RemoveAll(path) == nil {
+			fmt.Println("removed", path)
+		}
+	}
+}
+
+const anotherSerial = "another"
 
 // sharedGuard hashes cheaply, and alike in every process.
 func sharedGuard(directory string) *Guard {
@@ -165,6 +200,29 @@ func TestSeveralProcesses(t *testing.T) {
 	if n := c.sent(t); n != 1 {
 		t.Errorf("four processes have sent the wrong PIN %d times", n)
 	}
+}
+
+// TestAProcessAltersNothingOfAnotherTokens has one that may write to its own token's directory alone remember a PIN, and try the rest.
+func TestAProcessAltersNothingOfAnotherTokens(t *testing.T) {
+	directory, c := newDirectory(t), sharedCard{directory: t.TempDir()}
+	another := newCard("right")
+	another.serial = anotherSerial
+	wantError(t, "another token", login(sharedGuard(directory).Wrap(another), "wrong"), token.ErrPINIncorrect)
+	output, err := child(directory, c.directory, taskConfine).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Contains(output, []byte(unconfined)) {
+		t.Skipf("this kernel does not restrict files: %s", output)
+	}
+	if len(output) > 0 {
+		t.Errorf("the process said %q", output)
+	}
+	if n := c.sent(t); n != 1 {
+		t.Errorf("it has sent the wrong PIN %d times", n)
+	}
+	wantError(t, "its own token", login(sharedGuard(directory).Wrap(c), "wrong"), token.ErrPINRejected)
+	wantError(t, "another token", login(sharedGuard(directory).Wrap(another), "wrong"), token.ErrPINRejected)
 }
 
 func TestWaitingForAnotherLoginEnds(t *testing.T) {
