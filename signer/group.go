@@ -273,11 +273,7 @@ func (a *assembly) release() {
 	clear(held)
 }
 
-// groupTime is what a group's signatures may take at the token together: others' turns must come soon.
-const groupTime = 30 * time.Millisecond
-
-// groupSize is how many of the requests that have arrived go to the token in one call. They fill all the calls that the token
-// takes at once before two share one.
+// groupSize is how many of the requests that have arrived go to the token in one call.
 func (t *session) groupSize(key string, arrived int) int {
 	if arrived < 2 {
 		return 1
@@ -286,10 +282,5 @@ func (t *session) groupSize(key string, arrived int) int {
 	if err != nil || opened.lease.limited { // a call that fails uses up what all its signatures may
 		return 1
 	}
-	pace := opened.home.slot.queue.Pace()
-	if pace.PerSignature <= 0 { // nobody knows yet how long others would have to wait
-		return 1
-	}
-	inFlight := int(t.inFlight.Load()) + arrived
-	return max(1, min(inFlight/pace.Slots, int(groupTime/pace.PerSignature), maxPiece))
+	return pieceSize(opened.home.slot.queue.Pace(), int(t.inFlight.Load())+arrived)
 }

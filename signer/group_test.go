@@ -16,6 +16,7 @@ import (
 	"github.com/google/uuid"
 
 	"chancery/audit"
+	"chancery/signer/queue"
 	"chancery/token"
 	"chancery/token/worker"
 	"chancery/tunnel/wire"
@@ -217,8 +218,8 @@ func TestNobodyLeftEndsTheGroup(t *testing.T) {
 	release := make(chan struct{})
 	w.keys[token.P256].before(func(context.Context, []byte) error { <-release; return nil })
 	blocking := alice.send(numbered(100))
-	queue := w.server.tokens.slots[1].queue
-	w.eventually("the token to be busy", func() bool { return queue.Stats().InUse == 1 })
+	waiting := w.server.tokens.slots[1].queue
+	w.eventually("the token to be busy", func() bool { return waiting.Stats().InUse == 1 })
 	all := requests(3)
 	for _, request := range all {
 		request.Terms.Deadline = 30 * time.Millisecond
@@ -226,7 +227,7 @@ func TestNobodyLeftEndsTheGroup(t *testing.T) {
 	for _, answer := range alice.receiveAll(alice.sendAll(all...)) {
 		want[*wire.Error](alice, answer)
 	}
-	w.eventually("the queue to be empty", func() bool { return queue.Stats().Abandoned > 0 && queue.Stats().Waiting[0] == 0 })
+	w.eventually("the queue to be empty", func() bool { return waiting.Stats().Abandoned > 0 && waiting.Stats().Waiting[0] == 0 })
 	close(release)
 	w.expectSigned(100, alice.receiveAll([]uint64{blocking})[0])
 }
@@ -312,10 +313,10 @@ func TestARevocationInAQueueStopsTheGroup(t *testing.T) {
 	release := make(chan struct{})
 	w.keys[token.P256].before(func(context.Context, []byte) error { <-release; return nil })
 	blocking := alice.send(numbered(100))
-	queue := w.server.tokens.slots[1].queue
-	w.eventually("the token to be busy", func() bool { return queue.Stats().InUse == 1 })
+	waiting := w.server.tokens.slots[1].queue
+	w.eventually("the token to be busy", func() bool { return waiting.Stats().InUse == 1 })
 	ids := alice.sendAll(requests(3)...)
-	w.eventually("the group to wait", func() bool { return queue.Stats().Waiting[0] > 0 })
+	w.eventually("the group to wait", func() bool { return waiting.Stats().Waiting[0] > 0 })
 	w.change(func(s *fakeStore) { s.grants = nil })
 	close(release)
 	for _, answer := range alice.receiveAll(append(ids, blocking))[:3] {
@@ -323,10 +324,30 @@ func TestARevocationInAQueueStopsTheGroup(t *testing.T) {
 	}
 }
 
+func TestPieceSize(t *testing.T) {
+	for name, c := range map[string]struct {
+		pace       queue.Pace
+		signatures int
+		want       int
+	}{
+		"nobody knows how fast it is":   {queue.Pace{Slots: 1}, 100, 1},
+		"fewer than calls":              {queue.Pace{Slots: 16, PerSignature: time.Microsecond}, 15, 1},
+		"calls are full":                {queue.Pace{Slots: 16, PerSignature: time.Millisecond}, 64, 4},
+		"many":                          {queue.Pace{Slots: 4, PerSignature: time.Millisecond}, 1000, maxPiece},
+		"slow":                          {queue.Pace{Slots: 1, PerSignature: 30 * time.Millisecond}, 64, 3},
+		"slower than a piece may take":  {queue.Pace{Slots: 1, PerSignature: time.Second}, 64, 1},
+		"faster than anything measured": {queue.Pace{Slots: 1, PerSignature: 1}, 64, maxPiece},
+	} {
+		if got := pieceSize(c.pace, c.signatures); got != c.want {
+			t.Errorf("%s: %d, want %d", name, got, c.want)
+		}
+	}
+}
+
 func TestGroupsOfASlowTokenAreSmall(t *testing.T) {
 	w, c, alice := newGroupWorld(t)
-	w.keys[token.P256].before(func(context.Context, []byte) error { time.Sleep(groupTime); return nil })
-	for i := range 40 { // until the queue knows
+	w.keys[token.P256].before(func(context.Context, []byte) error { time.Sleep(pieceTime); return nil })
+	for i := range 20 { // until the queue knows
 		w.expectSigned(i, alice.receiveAll(alice.sendAll(numbered(i)))[0])
 	}
 	c.calls = nil

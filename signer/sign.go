@@ -143,7 +143,7 @@ func (t *session) order(opened unlocked, jobs []job) worker.Order {
 // pieces that queue by themselves, so that others' requests get their turns in between.
 func (t *session) performAll(ctx context.Context, key string, opened unlocked, jobs []job) ([]wire.Signature, error) {
 	signatures := make([]wire.Signature, len(jobs))
-	pieces := pieces(jobs, t.server.cfg.BatchConcurrency)
+	pieces := pieces(jobs, pieceSize(opened.home.slot.queue.Pace(), len(jobs)))
 	var taken atomic.Int64
 	group, signing := errgroup.WithContext(ctx)
 	next := func() error {
@@ -167,12 +167,24 @@ func (t *session) performAll(ctx context.Context, key string, opened unlocked, j
 // piece is a part of a batch that goes to the token in one call.
 type piece struct{ from, to int }
 
-// maxPiece bounds a piece, and so for how long it keeps a place at the token.
-const maxPiece = 16
+const (
+	// maxPiece bounds what goes to the token in one call, in signatures.
+	maxPiece = 16
+	// pieceTime bounds for how long a call keeps a place at the token: others' turns must come soon.
+	pieceTime = 100 * time.Millisecond
+)
 
-// pieces cuts a batch so that each of the callers gets one, in pieces that share their options.
-func pieces(jobs []job, callers int) []piece {
-	size := min((len(jobs)+callers-1)/callers, maxPiece)
+// pieceSize is how many of a session's signatures go to the token in one call. They fill all the calls that it takes at once before
+// two of them share one. While nobody knows how fast it is, none do.
+func pieceSize(pace queue.Pace, signatures int) int {
+	if pace.PerSignature <= 0 {
+		return 1
+	}
+	return max(1, min(signatures/pace.Slots, int(pieceTime/pace.PerSignature), maxPiece))
+}
+
+// pieces cuts a batch into pieces of at most this size that share their options.
+func pieces(jobs []job, size int) []piece {
 	var all []piece
 	for i := range jobs {
 		last := len(all) - 1
