@@ -23,11 +23,15 @@ type fakeAudit struct {
 	fails   error
 	last    error
 	gate    chan struct{} // nil, or what each record waits for
+	only    audit.Kind    // "", or the kind that waits
 }
 
 func (f *fakeAudit) Append(ctx context.Context, records ...audit.Record) (audit.Position, error) {
 	f.mu.Lock()
 	gate := f.gate
+	if f.only != "" && records[0].Kind != f.only {
+		gate = nil
+	}
 	f.mu.Unlock()
 	if gate != nil {
 		select {

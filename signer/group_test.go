@@ -167,6 +167,21 @@ func TestARefusedMemberHoldsNobodyUp(t *testing.T) {
 	}
 }
 
+// TestARefusalThatIsBeingRecordedHoldsNobodyUp has the disk take its time for it.
+func TestARefusalThatIsBeingRecordedHoldsNobodyUp(t *testing.T) {
+	w, _, alice := newGroupWorld(t)
+	gate := make(chan struct{})
+	w.audit.change(func(f *fakeAudit) { f.gate, f.only = gate, audit.KindRefused })
+	all := requests(3)
+	all[0].Digest.Hex = strings.Repeat("z", len(all[0].Digest.Hex))
+	ids := alice.sendAll(all...)
+	answers := alice.receiveAll(ids[1:])
+	w.expectSigned(1, answers[0])
+	w.expectSigned(2, answers[1])
+	close(gate)
+	want[*wire.Error](alice, alice.receiveAll(ids[:1])[0])
+}
+
 // TestMembersShareNoFate has the token refuse one input, which must not fail the others.
 func TestMembersShareNoFate(t *testing.T) {
 	w, _, alice := newGroupWorld(t)

@@ -15,7 +15,6 @@ import (
 
 // answer fills in the reply to one request, whatever happens.
 func (t *session) answer(ctx context.Context, r *reply, request *wire.Request, fault error, m *member) {
-	defer m.leave()
 	if request == nil {
 		t.refusalLog().Info("request not supported", "error", fault)
 		r.response = wire.Response{Session: t.id, ID: requestID(fault), Body: &wire.UnsupportedReply{}}
@@ -29,6 +28,7 @@ func (t *session) answer(ctx context.Context, r *reply, request *wire.Request, f
 	defer cancel()
 	var body wire.ResponseBody
 	err := t.guard(func() (err error) {
+		defer m.leave() // before a refusal is recorded, which may take its time
 		if err := t.limit(ctx, r); err != nil {
 			return err
 		}
