@@ -73,7 +73,7 @@ type Log struct {
 	mu      sync.Mutex
 	wake    sync.Cond
 	waiting []*pending
-	last    int // records of the last batch
+	last    int // callers of the last batch
 	closed  bool
 	head    Head
 	err     error
@@ -113,8 +113,8 @@ func Open(cfg Config) (*Log, error) {
 // Append keeps records, at least one, and returns the last one's place when all are durable. An error
 // means that what the records are about must not be done: ErrUnavailable (a retry
 // may help), ErrInvalid, ErrDamaged, ErrClosed, or the context's. A record whose
-// Append failed is usually not kept, but may be: an error says that it is not
-// known to be durable. It is never kept in part.
+// Append failed is usually not kept, but may be: an error says that not all are
+// known to be durable. Some of several may be kept, but none in part.
 func (l *Log) Append(ctx context.Context, records ...Record) (Position, error) {
 	bodies := make([][]byte, len(records))
 	for i, r := range records {

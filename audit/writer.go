@@ -94,7 +94,7 @@ func (w *writer) start() error {
 func (w *writer) commit(take func() []*pending) ([]*pending, error) {
 	if w.outage != nil && time.Since(w.outage.tried) < w.cfg.RetryDelay {
 		batch := take()
-		w.outage.refused += len(batch)
+		w.outage.refused += countOf(batch)
 		return batch, w.outage.cause
 	}
 	err := w.lock.acquire(w.cfg.LockTimeout)
@@ -107,7 +107,7 @@ func (w *writer) commit(take func() []*pending) ([]*pending, error) {
 		err = w.append(batch)
 	}
 	if err != nil {
-		return batch, w.fail(err, len(batch))
+		return batch, w.fail(err, countOf(batch))
 	}
 	w.outage = nil
 	return batch, nil

@@ -2,6 +2,7 @@ package signer
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"sync"
 	"time"
@@ -22,12 +23,12 @@ type group struct {
 	absent  int // members that have neither come nor left
 	present []*member
 	waiting int      // of those present
-	expect  int      // replies of members that were told how it ended
+	expect  int      // replies with a signature that are still to be made
 	replies []*reply // of these, until the last is there
 }
 
-// member is one request's part in a group. A nil one is that of a request that is signed by itself. All but
-// perform and what it calls is its handler's.
+// member is one request's part in a group. A nil one is that of a request that is signed by itself. Its handler
+// calls it, except where the group's work is done.
 type member struct {
 	group  *group
 	called bool // it has come or left
@@ -36,8 +37,8 @@ type member struct {
 	done chan struct{} // closed when signature or err is set
 
 	// guarded by the group's mutex
-	gone bool // it waits no more
-	told bool // done was closed before it had gone
+	gone   bool // it waits no more
+	served bool // it was given its signature before it had gone
 
 	signature wire.Signature
 	err       error
@@ -72,7 +73,10 @@ func (m *member) leave() {
 	m.group.arrived(nil)
 }
 
-// sign makes and records the signature together with the others', or returns when ctx ends.
+// isOpen tells whether the group still waits for it. A repetition has left, and may have to be signed all the same.
+func (m *member) isOpen() bool { return m != nil && !m.called }
+
+// sign makes and records the signature together with the others', or returns when ctx ends. It is for members that are open.
 func (m *member) sign(ctx context.Context, w work) (wire.Signature, error) {
 	m.called, m.work = true, w
 	m.group.arrived(m)
@@ -96,21 +100,23 @@ func (m *member) reply(r *reply, send chan<- *reply) {
 	}
 }
 
-// collect returns the replies that are to be sent now: that of a member that was not told how it ended, or all the others'
-// with the last one of them.
+// collect returns the replies that are to be sent now: one without a signature at once, and those with one when the last of
+// them is there, which is soon, for they were all made together.
 func (g *group) collect(m *member, r *reply) []*reply {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !m.told {
+	if !m.served {
 		return []*reply{r}
 	}
 	if g.replies = append(g.replies, r); len(g.replies) < g.expect {
 		return nil
 	}
-	return g.replies
+	complete := g.replies
+	g.replies, g.expect = nil, 0
+	return complete
 }
 
-// arrived counts a member that has come, or, for nil, one that has left.
+// arrived counts a member that has come, or, for nil, one that has left. The last one has the group do its work.
 func (g *group) arrived(m *member) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -121,7 +127,7 @@ func (g *group) arrived(m *member) {
 	if g.absent--; g.absent > 0 {
 		return
 	}
-	if len(g.present) == 0 {
+	if g.waiting == 0 {
 		g.cancel()
 		return
 	}
@@ -132,39 +138,48 @@ func (g *group) givenUp(m *member) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	m.gone = true
-	if g.waiting--; g.waiting == 0 {
+	if g.waiting--; g.waiting == 0 && g.absent == 0 {
 		g.cancel()
 	}
 }
 
-// perform has the token sign for all members at once. Where it fails for a reason that may be one input's, each gets a try
-// of its own: they share a call, but no fate.
+// perform signs and records for all members at once. Where the token fails, which may be for one input, each gets a try of
+// its own: they share a call, but no fate.
 func (g *group) perform() {
 	defer g.cancel()
-	defer g.tell()
-	members := g.present
-	err := g.sign(members)
-	switch {
-	case err == nil:
-	case len(members) > 1 && !isLost(err):
-		members = slices.DeleteFunc(slices.Clone(members), func(m *member) bool {
-			m.err = g.sign([]*member{m})
-			return m.err != nil
-		})
-	default:
-		members = fail(members, err)
+	err := g.signAndRecord(g.present)
+	if len(g.present) < 2 || !mayBeOneInput(err) {
+		g.tell(g.present, err)
+		return
 	}
-	if err := g.record(members); err != nil {
-		fail(members, err)
+	for _, m := range g.present {
+		g.tell([]*member{m}, g.signAndRecord([]*member{m}))
 	}
 }
 
-// fail gives all members an error, and returns nobody.
-func fail(members []*member, err error) []*member {
-	for _, m := range members {
-		m.err = err
-	}
-	return nil
+// mayBeOneInput tells whether the token failed for a reason that another input may be spared.
+func mayBeOneInput(err error) bool {
+	var failed *callError
+	return errors.Is(err, errMixedGroup) || errors.As(err, &failed) && !isLost(err)
+}
+
+// signAndRecord does so for those of the members who still wait.
+func (g *group) signAndRecord(members []*member) error {
+	return g.session.guard(func() error {
+		if members = g.remaining(members); len(members) == 0 {
+			return nil
+		}
+		if err := g.sign(members); err != nil {
+			return err
+		}
+		return g.record(g.remaining(members))
+	})
+}
+
+func (g *group) remaining(members []*member) []*member {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(members), func(m *member) bool { return m.gone })
 }
 
 // sign has the token sign in one call.
@@ -177,8 +192,7 @@ func (g *group) sign(members []*member) error {
 		}
 		jobs[i] = m.work.job
 	}
-	t := g.session
-	if err := t.guard(func() error { return t.perform(g.ctx, first.key, first.opened, jobs, signatures) }); err != nil {
+	if err := g.session.perform(g.ctx, first.key, first.opened, jobs, signatures); err != nil {
 		return err
 	}
 	for i, m := range members {
@@ -187,34 +201,29 @@ func (g *group) sign(members []*member) error {
 	return nil
 }
 
-// record makes durable what was signed for those who still wait for it.
+// record makes durable what was signed.
 func (g *group) record(members []*member) error {
 	var records []audit.Record
-	g.mu.Lock()
 	for _, m := range members {
-		if !m.gone {
-			records = append(records, m.work.records...)
-		}
+		records = append(records, m.work.records...)
 	}
-	g.mu.Unlock()
 	if len(records) == 0 {
 		return nil
 	}
 	return g.session.server.record(g.ctx, records...)
 }
 
-// tell tells everybody who waits how it ended.
-func (g *group) tell() {
+// tell tells members how it ended.
+func (g *group) tell(members []*member, err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for _, m := range g.present {
-		if m.gone {
-			continue
+	for _, m := range members {
+		m.err = err
+		if m.served = err == nil && !m.gone; m.served {
+			g.expect++
 		}
-		m.told = true
-		g.expect++
 	}
-	for _, m := range g.present {
+	for _, m := range members {
 		close(m.done)
 	}
 }
@@ -262,7 +271,10 @@ func alike(a, b *wire.Sign) bool {
 func (a *assembly) release() {
 	held := a.held
 	a.held = a.held[:0]
-	if len(held) == 1 {
+	switch len(held) {
+	case 0:
+		return
+	case 1:
 		a.session.start(a.ctx, held[0].reply, held[0].request, nil, nil)
 		return
 	}
@@ -282,5 +294,5 @@ func (t *session) groupSize(key string, arrived int) int {
 	if err != nil || opened.lease.limited { // a call that fails uses up what all its signatures may
 		return 1
 	}
-	return pieceSize(opened.home.slot.queue.Pace(), int(t.inFlight.Load())+arrived)
+	return opened.pieceSize(int(t.inFlight.Load()) + arrived)
 }

@@ -7,16 +7,17 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/uuid"
 
 	"chancery/audit"
-	"chancery/signer/queue"
 	"chancery/token"
 	"chancery/token/worker"
 	"chancery/tunnel/wire"
@@ -266,6 +267,173 @@ func TestARepetitionWithinAGroup(t *testing.T) {
 	}
 }
 
+// TestARepetitionOutlivesTheFirst that fails: it is then signed by itself, and not in the group that it has left.
+func TestARepetitionOutlivesTheFirst(t *testing.T) {
+	for name, c := range map[string]struct {
+		deadline time.Duration
+		failures int64
+	}{
+		"at the token":    {0, 2}, // in the group, and by itself
+		"at its deadline": {50 * time.Millisecond, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, _, alice := newGroupWorld(t)
+			release := make(chan struct{})
+			twice := sha256.Sum256([]byte("text 1"))
+			var tries atomic.Int64
+			w.keys[token.P256].before(func(_ context.Context, input []byte) error {
+				<-release
+				if slices.Equal(input, twice[:]) && tries.Add(1) <= c.failures {
+					return errors.New("fake: not yet")
+				}
+				return nil
+			})
+			all := []*wire.Sign{numbered(0), numbered(1), numbered(1), numbered(2)}
+			all[1].Terms.IdempotencyKey = uuid.New()
+			all[2].Terms.IdempotencyKey = all[1].Terms.IdempotencyKey
+			all[1].Terms.Deadline = c.deadline
+			ids := alice.sendAll(all...)
+			time.Sleep(2 * c.deadline)
+			close(release)
+			answers := alice.receiveAll(ids)
+			w.expectSigned(0, answers[0])
+			w.expectSigned(2, answers[3])
+			// Which of the two was the first is for the scheduler to say; the other was signed.
+			if _, failed := answers[1].(*wire.Error); failed {
+				w.expectSigned(1, answers[2])
+				return
+			}
+			w.expectSigned(1, answers[1])
+		})
+	}
+}
+
+// TestGivingUpEarlyIsNobodyElsesEnd has one member give up before the other has come.
+func TestGivingUpEarlyIsNobodyElsesEnd(t *testing.T) {
+	w, _, _ := newGroupWorld(t)
+	s := w.onlySession()
+	opened, err := s.authorise("p256", time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	j, err := newJob(opened.algorithm, wire.SchemeDefault, numbered(1).Digest, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.handlers.Add(1) // as each member's does
+	defer s.handlers.Done()
+	members := s.newGroup(2)
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := members[0].sign(ended, work{key: "p256", opened: opened, job: j}); !errors.Is(err, context.Canceled) {
+		t.Errorf("the one who gave up: %v", err)
+	}
+	if _, err := members[1].sign(t.Context(), work{key: "p256", opened: opened, job: j}); err != nil {
+		t.Errorf("the other: %v", err)
+	}
+}
+
+// onlySession is the session of the only client.
+func (w *world) onlySession() *session {
+	w.t.Helper()
+	w.server.mu.Lock()
+	defer w.server.mu.Unlock()
+	for s := range w.server.sessions {
+		return s
+	}
+	w.t.Fatal("there is no session")
+	return nil
+}
+
+// foreign is a context of another package than context, below which each context with a cancel function is a goroutine.
+type foreign struct{ context.Context }
+
+func (foreign) Done() <-chan struct{} { return make(chan struct{}) }
+
+// TestNothingIsMadeOfNothing has nothing hang on the context that lives as long as the server where no request is held.
+func TestNothingIsMadeOfNothing(t *testing.T) {
+	empty := &assembly{session: &session{serving: foreign{t.Context()}}}
+	before := runtime.NumGoroutine()
+	for range 100 {
+		empty.release()
+	}
+	if left := runtime.NumGoroutine() - before; left > 50 {
+		t.Errorf("%d contexts were left behind", left)
+	}
+}
+
+// TestGroupsLeaveNothingBehind, whether their members came, left or gave up.
+func TestGroupsLeaveNothingBehind(t *testing.T) {
+	w, _, _ := newGroupWorld(t)
+	s := w.onlySession()
+	s.handlers.Add(1) // as each member's does
+	defer s.handlers.Done()
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for name, end := range map[string]func([]*member){
+		"all left":            func(m []*member) { m[0].leave(); m[1].leave(); m[1].leave() },
+		"all gave up":         func(m []*member) { m[0].sign(ended, work{}); m[1].sign(ended, work{}) },
+		"one left, one went":  func(m []*member) { m[0].leave(); m[1].sign(ended, work{}) },
+		"one went, then left": func(m []*member) { m[0].sign(ended, work{}); m[1].leave() },
+	} {
+		members := s.newGroup(2)
+		end(members)
+		select {
+		case <-members[0].group.ctx.Done():
+		case <-time.After(patience):
+			t.Errorf("%s: the group goes on", name)
+		}
+	}
+}
+
+// TestGoodAnswersWaitForNoRefusal lets the record of one member's failure take its time.
+func TestGoodAnswersWaitForNoRefusal(t *testing.T) {
+	w, _, alice := newGroupWorld(t)
+	bad := sha256.Sum256([]byte("text 2"))
+	w.keys[token.P256].before(func(_ context.Context, input []byte) error {
+		if slices.Equal(input, bad[:]) {
+			return errors.New("fake: not that one")
+		}
+		return nil
+	})
+	gate := make(chan struct{})
+	w.audit.change(func(f *fakeAudit) { f.gate, f.only = gate, audit.KindRefused })
+	ids := alice.sendAll(requests(4)...)
+	failing := ids[2]
+	for i, answer := range alice.receiveAll(slices.Delete(slices.Clone(ids), 2, 3)) {
+		w.expectSigned([]int{0, 1, 3}[i], answer)
+	}
+	close(gate)
+	want[*wire.Error](alice, alice.receiveAll([]uint64{failing})[0])
+}
+
+// TestNothingIsTriedForTheGone after a call that failed.
+func TestNothingIsTriedForTheGone(t *testing.T) {
+	w, c, alice := newGroupWorld(t)
+	release := make(chan struct{})
+	var tries atomic.Int64
+	w.keys[token.P256].before(func(context.Context, []byte) error {
+		<-release
+		if tries.Add(1) == 1 {
+			return errors.New("fake: the first fails")
+		}
+		return nil
+	})
+	all := requests(4)
+	for _, request := range all[1:] {
+		request.Terms.Deadline = 50 * time.Millisecond
+	}
+	ids := alice.sendAll(all...)
+	for _, answer := range alice.receiveAll(ids[1:]) {
+		want[*wire.Error](alice, answer)
+	}
+	close(release)
+	w.expectSigned(0, alice.receiveAll(ids[:1])[0])
+	if !slices.Equal(c.calls, []int{4, 1}) {
+		t.Errorf("calls of %v inputs", c.calls)
+	}
+}
+
 // TestAGroupFitsTheLimits starts what is held back before anything waits for room, which it may be in the way of.
 func TestAGroupFitsTheLimits(t *testing.T) {
 	w, _, alice := newGroupWorld(t, func(_ *world, cfg *Config) { cfg.SessionRequests = 3 })
@@ -341,21 +509,44 @@ func TestARevocationInAQueueStopsTheGroup(t *testing.T) {
 
 func TestPieceSize(t *testing.T) {
 	for name, c := range map[string]struct {
-		pace       queue.Pace
-		signatures int
-		want       int
+		each              time.Duration
+		slots, signatures int
+		want              int
 	}{
-		"nobody knows how fast it is":   {queue.Pace{Slots: 1}, 100, 1},
-		"fewer than calls":              {queue.Pace{Slots: 16, PerSignature: time.Microsecond}, 15, 1},
-		"calls are full":                {queue.Pace{Slots: 16, PerSignature: time.Millisecond}, 64, 4},
-		"many":                          {queue.Pace{Slots: 4, PerSignature: time.Millisecond}, 1000, maxPiece},
-		"slow":                          {queue.Pace{Slots: 1, PerSignature: 30 * time.Millisecond}, 64, 3},
-		"slower than a piece may take":  {queue.Pace{Slots: 1, PerSignature: time.Second}, 64, 1},
-		"faster than anything measured": {queue.Pace{Slots: 1, PerSignature: 1}, 64, maxPiece},
+		"nobody knows how fast it is":   {0, 1, 100, 1},
+		"fewer than calls":              {time.Microsecond, 16, 15, 1},
+		"calls are full":                {time.Millisecond, 16, 64, 4},
+		"many":                          {time.Millisecond, 4, 1000, maxPiece},
+		"slow":                          {30 * time.Millisecond, 1, 64, 3},
+		"slower than a piece may take":  {time.Second, 1, 64, 1},
+		"faster than anything measured": {1, 1, 64, maxPiece},
 	} {
-		if got := pieceSize(c.pace, c.signatures); got != c.want {
+		if got := pieceSize(c.each, c.slots, c.signatures); got != c.want {
 			t.Errorf("%s: %d, want %d", name, got, c.want)
 		}
+	}
+}
+
+// TestAFastKeyMakesNoSlowOneWaitLonger keeps the pace of each algorithm by itself.
+func TestAFastKeyMakesNoSlowOneWaitLonger(t *testing.T) {
+	w, c, alice := newGroupWorld(t)
+	slow := string(token.RSA2048)
+	want[*wire.UnlockReply](alice, alice.call(unlockRequest(slow, passphrase)))
+	w.keys[token.RSA2048].before(func(context.Context, []byte) error { time.Sleep(pieceTime); return nil })
+	want[*wire.SignReply](alice, alice.call(signRequest(slow)))
+	for i := range 40 {
+		w.expectSigned(i, alice.receiveAll(alice.sendAll(numbered(i)))[0])
+	}
+	c.calls = nil
+	all := make([]*wire.Sign, 6)
+	for i := range all {
+		all[i] = signRequest(slow)
+	}
+	for _, answer := range alice.receiveAll(alice.sendAll(all...)) {
+		want[*wire.SignReply](alice, answer)
+	}
+	if slices.Max(c.calls) != 1 {
+		t.Errorf("calls of %v inputs", c.calls)
 	}
 }
 

@@ -7,7 +7,7 @@ import (
 	"crypto/rsa"
 	"errors"
 	"fmt"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -52,7 +52,7 @@ func (t *session) sign(ctx context.Context, id uint64, request *wire.Sign, m *me
 
 // signOne makes and records one signature, together with those of the request's group where it has one.
 func (t *session) signOne(ctx context.Context, id uint64, made signed, m *member) (wire.Signature, error) {
-	if m != nil {
+	if m.isOpen() {
 		return m.sign(ctx, work{made.key, made.opened, made.jobs[0], t.signedRecords(id, made)})
 	}
 	var signatures [1]wire.Signature
@@ -108,7 +108,7 @@ func (t *session) perform(ctx context.Context, key string, opened unlocked, jobs
 	}
 	if err != nil {
 		opened.home.failed(err)
-		return err
+		return &callError{err}
 	}
 	tag := algorithms[opened.algorithm].Tag()
 	for i, signature := range made {
@@ -117,6 +117,11 @@ func (t *session) perform(ctx context.Context, key string, opened unlocked, jobs
 	}
 	return nil
 }
+
+// callError says that it was the token that failed.
+type callError struct{ error }
+
+func (e *callError) Unwrap() error { return e.error }
 
 // queued has a client that finds the queue full told when to come back.
 func queued(err error) error {
@@ -143,19 +148,17 @@ func (t *session) order(opened unlocked, jobs []job) worker.Order {
 // pieces that queue by themselves, so that others' requests get their turns in between.
 func (t *session) performAll(ctx context.Context, key string, opened unlocked, jobs []job) ([]wire.Signature, error) {
 	signatures := make([]wire.Signature, len(jobs))
-	pieces := pieces(jobs, pieceSize(opened.home.slot.queue.Pace(), len(jobs)))
-	var taken atomic.Int64
+	cutter := &cutter{opened: opened, jobs: jobs}
 	group, signing := errgroup.WithContext(ctx)
 	next := func() error {
-		for i := int(taken.Add(1)) - 1; i < len(pieces); i = int(taken.Add(1)) - 1 {
-			p := pieces[i]
+		for p, ok := cutter.next(); ok; p, ok = cutter.next() {
 			if err := t.perform(signing, key, opened, jobs[p.from:p.to], signatures[p.from:p.to]); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
-	for range min(t.server.cfg.BatchConcurrency, len(pieces)) {
+	for range min(t.server.cfg.BatchConcurrency, len(jobs)) {
 		group.Go(func() error { return t.guard(next) })
 	}
 	if err := group.Wait(); err != nil {
@@ -167,6 +170,31 @@ func (t *session) performAll(ctx context.Context, key string, opened unlocked, j
 // piece is a part of a batch that goes to the token in one call.
 type piece struct{ from, to int }
 
+// cutter cuts a batch into pieces that share their options, as large as the token's pace wants them at the time.
+type cutter struct {
+	opened unlocked
+	jobs   []job
+
+	mu  sync.Mutex
+	cut int // jobs
+}
+
+func (c *cutter) next() (piece, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	left := c.jobs[c.cut:]
+	if len(left) == 0 {
+		return piece{}, false
+	}
+	size, n := c.opened.pieceSize(len(left)), 1
+	for n < min(size, len(left)) && left[n].hash() == left[0].hash() {
+		n++
+	}
+	p := piece{c.cut, c.cut + n}
+	c.cut = p.to
+	return p, true
+}
+
 const (
 	// maxPiece bounds what goes to the token in one call, in signatures.
 	maxPiece = 16
@@ -174,27 +202,19 @@ const (
 	pieceTime = 100 * time.Millisecond
 )
 
-// pieceSize is how many of a session's signatures go to the token in one call. They fill all the calls that it takes at once before
-// two of them share one. While nobody knows how fast it is, none do.
-func pieceSize(pace queue.Pace, signatures int) int {
-	if pace.PerSignature <= 0 {
-		return 1
-	}
-	return max(1, min(signatures/pace.Slots, int(pieceTime/pace.PerSignature), maxPiece))
+// pieceSize is how many of a session's signatures with the key go to the token in one call.
+func (u *unlocked) pieceSize(signatures int) int {
+	slot := u.home.slot
+	return pieceSize(slot.pace.of(u.algorithm), slot.queue.Slots(), signatures)
 }
 
-// pieces cuts a batch into pieces of at most this size that share their options.
-func pieces(jobs []job, size int) []piece {
-	var all []piece
-	for i := range jobs {
-		last := len(all) - 1
-		if last < 0 || all[last].to-all[last].from >= size || jobs[i].hash() != jobs[all[last].from].hash() {
-			all = append(all, piece{i, i})
-			last++
-		}
-		all[last].to++
+// pieceSize has signatures fill all the calls that the token takes at once before two of them share one. While nobody knows how long
+// each takes, none do.
+func pieceSize(each time.Duration, slots, signatures int) int {
+	if each <= 0 {
+		return 1
 	}
-	return all
+	return max(1, min(signatures/slots, int(pieceTime/each), maxPiece))
 }
 
 // hash is the only part of a batch's options that may differ from job to job.
@@ -208,6 +228,9 @@ func (s *Server) ask(ctx context.Context, order worker.Order, opened unlocked, s
 	began := time.Now()
 	signatures, err := opened.home.Sign(ctx, order)
 	took := time.Since(began) / time.Duration(n)
+	if err == nil {
+		opened.home.slot.pace.measured(opened.algorithm, took)
+	}
 	for range n {
 		s.cfg.Observer.Signed(opened.algorithm, scheme, took, err)
 	}

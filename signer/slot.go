@@ -33,6 +33,7 @@ type slot struct {
 	stop    context.CancelFunc
 	changed chan struct{} // wakes the keeper
 	queue   *queue.Queue  // of requests to sign
+	pace    *pace
 
 	mu       sync.Mutex
 	record   users.Token
@@ -52,7 +53,7 @@ func newSlot(ctx context.Context, cfg *Config, log *slog.Logger, record users.To
 	s := &slot{
 		cfg: cfg, log: log.With("token", record.Name), record: record,
 		changed: make(chan struct{}, 1), queue: queue.New(queue.Config{Slots: defaultCalls, MaxWaiting: cfg.TokenQueue, MaxWaitingPerUser: cfg.TokenQueueUser}),
-		rejected: make(map[rejection]bool), anew: make(map[int64]bool), state: StateOpening, since: time.Now(),
+		pace: newPace(), rejected: make(map[rejection]bool), anew: make(map[int64]bool), state: StateOpening, since: time.Now(),
 	}
 	s.ctx, s.stop = context.WithCancel(ctx)
 	return s

@@ -86,13 +86,13 @@ func TestPreparedKeysTakeLongDigests(t *testing.T) {
 	}
 }
 
-// TestPreparedKeysWithEdgesOfTheirTables multiplies by numbers at which digits carry and sums meet themselves or vanish.
+// TestPreparedKeysWithEdgesOfTheirTables multiplies by numbers at which digits carry.
 func TestPreparedKeysWithEdgesOfTheirTables(t *testing.T) {
 	key := p256Private(t)
 	order := elliptic.P256().Params().N
 	prepared := newP256Key(&key.PublicKey)
 	for _, scalar := range []*big.Int{
-		big.NewInt(1), big.NewInt(511), big.NewInt(512), big.NewInt(513), big.NewInt(1023), big.NewInt(1024), big.NewInt(512<<10+512), big.NewInt(513<<10+513),
+		big.NewInt(1), big.NewInt(511), big.NewInt(512), big.NewInt(513), big.NewInt(1023), big.NewInt(1024), big.NewInt(512<<10 + 512), big.NewInt(513<<10 + 513),
 		new(big.Int).Sub(order, big.NewInt(1)), new(big.Int).Rsh(order, 1), new(big.Int).Lsh(big.NewInt(0x81), 240),
 	} {
 		// A signature of the digest e with r and s = r/u2 has R = (e/s)·G + u2·Q: choose u2, and e = 0 or so that e/s is a number of interest.
@@ -128,6 +128,33 @@ func forgeable(t *testing.T, key *ecdsa.PrivateKey, u1, u2 *big.Int) (r, s *big.
 	s.Mul(s, r).Mod(s, order)
 	e := new(big.Int).Mul(u1, s)
 	return r, s, e.Mod(e, order).FillBytes(make([]byte, 32))
+}
+
+// TestPreparedKeysWhoseTablesMeet have the generator's own small multiples, so that sums double and vanish on the way.
+func TestPreparedKeysWhoseTablesMeet(t *testing.T) {
+	order := elliptic.P256().Params().N
+	negative := func(n int64) *big.Int { return new(big.Int).Sub(order, big.NewInt(n)) }
+	scalars := []*big.Int{big.NewInt(1), big.NewInt(2), big.NewInt(512), big.NewInt(513), big.NewInt(1024), big.NewInt(1 << 20), negative(1), negative(2), negative(1024)}
+	for _, private := range []*big.Int{big.NewInt(1), big.NewInt(2), big.NewInt(1024), negative(1), negative(2)} {
+		key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), private.FillBytes(make([]byte, p256Size)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		prepared := newP256Key(&key.PublicKey)
+		for _, u1 := range scalars {
+			for _, u2 := range scalars {
+				r, s, digest := forgeable(t, key, u1, u2)
+				if r == nil { // the sum vanishes, and no number is its x-coordinate
+					r, s = big.NewInt(7), new(big.Int).Mul(big.NewInt(7), new(big.Int).ModInverse(u2, order))
+					digest = new(big.Int).Mod(new(big.Int).Mul(u1, s.Mod(s, order)), order).FillBytes(make([]byte, p256Size))
+				}
+				signature := encodeP256(r, s)
+				if got, want := prepared.verifies(digest, signature), ecdsa.VerifyASN1(&key.PublicKey, digest, signature); got != want {
+					t.Errorf("key %v, u1 %v, u2 %v: %v, and crypto/ecdsa says %v", private, u1, u2, got, want)
+				}
+			}
+		}
+	}
 }
 
 func TestPreparedKeysRefuseWhatIsNoSignature(t *testing.T) {

@@ -76,11 +76,22 @@ func (k *keepers) keeper(kind string, parameters []byte) (seal.Keeper, error) {
 		if err := errors.Join(strictly(parameters, &p), p.Check()); err != nil {
 			return nil, err
 		}
+		if err := notADirectory(p.Device); err != nil {
+			return nil, err
+		}
 		return k.helper(kind, parameters, confine.Rules{Write: []string{p.Device}}), nil
 	case seal.KindPKCS11:
 		return k.pkcs11(parameters)
 	}
 	return nil, fmt.Errorf("%w: this version knows no seals of the kind %q", seal.ErrUnsuitable, kind)
+}
+
+// notADirectory keeps whoever writes to the database from having the helper write to a whole tree.
+func notADirectory(device string) error {
+	if info, err := os.Stat(device); err == nil && info.IsDir() {
+		return fmt.Errorf("%w: %s is no device of a TPM", seal.ErrUnsuitable, device)
+	}
+	return nil // one that is not there is told by who opens it
 }
 
 // helper asks a seal's hardware in a process of its own, which keeps the right to what the rules say.

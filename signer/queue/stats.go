@@ -53,21 +53,11 @@ type Stats struct {
 	Abandoned    uint64               // requests whose context ended while they waited, since New
 }
 
-// Pace is what to expect of a token.
-type Pace struct {
-	Slots        int           // requests at the token at once
-	PerSignature time.Duration // recent mean time of a signature there, beside others; 0 before the first
-}
-
-// Pace tells how many requests the token takes at once, and how fast.
-func (q *Queue) Pace() Pace {
+// Slots returns how many requests are at the token at once.
+func (q *Queue) Slots() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	pace := Pace{Slots: q.slots}
-	if q.load.seen {
-		pace.PerSignature = q.load.perSignature
-	}
-	return pace
+	return q.slots
 }
 
 // Stats describes the queue for status and metrics. It takes time in proportion to the users that wait.

@@ -27,6 +27,12 @@ func (c *change) sealed(was, next users.SealKey, act func(*change) error) error 
 	if err := c.moveRevision(); err != nil {
 		return err
 	}
+	if was != nil || next != nil {
+		// An index that somebody replaced leads to another row than the one that was named.
+		if _, err := c.ExecContext(c.ctx, `REINDEX`); err != nil {
+			return fmt.Errorf("%w: its indexes: %w", users.ErrSealBroken, err)
+		}
+	}
 	if err := act(c); err != nil {
 		return err
 	}

@@ -11,8 +11,10 @@ import (
 // object is a table, an index or a program of the database, as it was defined.
 type object struct{ kind, name, table, definition string }
 
-// selectObjects reads what SQLite makes by itself too: whoever writes to the file can give any name to what they define.
-const selectObjects = `SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_schema ORDER BY type, name`
+// selectObjects reads what SQLite makes by itself too: whoever writes to the file can give any name to what they define. Which
+// migrations were made is goose's table, whose definition may change with its releases.
+const selectObjects = `SELECT type, name, tbl_name, coalesce(sql, '') FROM sqlite_schema
+	WHERE NOT (type = 'table' AND name = 'goose_db_version') ORDER BY type, name`
 
 // ours is what the migrations define, taken from a database that they have just made.
 var ours = sync.OnceValues(func() ([]object, error) {

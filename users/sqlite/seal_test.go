@@ -356,6 +356,24 @@ func expectClosed(t *testing.T, s *Store) {
 	}
 }
 
+// TestAnIndexLeadsNowhereElse has the index of users' names exchange two of them, with all definitions as they were.
+func TestAnIndexLeadsNowhereElse(t *testing.T) {
+	v, s := sealed(t)
+	s.redefine(t, `CREATE TABLE other (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+		INSERT INTO other SELECT 3 - id, name FROM users;
+		UPDATE sqlite_schema SET rootpage = (SELECT rootpage FROM sqlite_schema WHERE name = 'sqlite_autoindex_other_1') WHERE name = 'sqlite_autoindex_users_1';
+		DELETE FROM sqlite_schema WHERE tbl_name = 'other'`)
+	again := v.open(t, s.path)
+	if err := again.SetUserDisabled(t.Context(), "alice", true); err != nil {
+		t.Fatal(err)
+	}
+	for _, user := range snapshotOf(t, again).Users() {
+		if user.Disabled != (user.Name == "alice") {
+			t.Errorf("%s is disabled: %v", user.Name, user.Disabled)
+		}
+	}
+}
+
 // TestDefinitionsAreUnderTheSeal changes them as somebody who can write to the file does.
 func TestDefinitionsAreUnderTheSeal(t *testing.T) {
 	for name, statement := range map[string]string{
