@@ -398,10 +398,14 @@ func TestGoodAnswersWaitForNoRefusal(t *testing.T) {
 	})
 	gate := make(chan struct{})
 	w.audit.change(func(f *fakeAudit) { f.gate, f.only = gate, audit.KindRefused })
+	began := time.Now()
 	ids := alice.sendAll(requests(4)...)
 	failing := ids[2]
 	for i, answer := range alice.receiveAll(slices.Delete(slices.Clone(ids), 2, 3)) {
 		w.expectSigned([]int{0, 1, 3}[i], answer)
+	}
+	if took := time.Since(began); took >= refusalPatience {
+		t.Errorf("they came after %v", took)
 	}
 	close(gate)
 	want[*wire.Error](alice, alice.receiveAll([]uint64{failing})[0])

@@ -118,8 +118,13 @@ func (c *cloned) Generate(ctx context.Context, spec token.KeySpec) (token.Key, e
 }
 
 func (c *cloned) Import(ctx context.Context, spec token.KeySpec, private crypto.PrivateKey) (token.Key, error) {
-	err := c.each(func(member token.Token) error {
-		_, err := member.Import(ctx, spec, private)
+	err := c.each(func(member token.Token) (err error) {
+		// SoftHSM sometimes fails to make an object (CKR_GENERAL_ERROR) while others look for objects, here the probes of the replica.
+		for range 5 {
+			if _, err = member.Import(ctx, spec, private); !errors.Is(err, token.ErrTokenAbsent) {
+				break
+			}
+		}
 		return err
 	})
 	if err != nil {

@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/rand"
@@ -602,8 +603,15 @@ func TestSealingAndRotationSurviveKill(t *testing.T) {
 		child := exec.Command(os.Args[0])
 		child.Env = append(os.Environ(), sealChildEnv+"="+path+"|"+v.path)
 		child.Stderr = os.Stderr
+		rotations, err := child.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
 		if err := child.Start(); err != nil {
 			t.Fatal(err)
+		}
+		if i%2 == 1 { // the others are killed wherever they are, which may be before they have sealed
+			bufio.NewReader(rotations).ReadString('\n')
 		}
 		time.Sleep(time.Duration(40+13*i) * time.Millisecond)
 		child.Process.Kill()
