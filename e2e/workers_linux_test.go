@@ -202,6 +202,31 @@ func (s *scene) checkCommands(t *testing.T, commands []*worker) (signed int) {
 	return signed
 }
 
+// TestGroupsLoseNothing has two clients keep so many requests in flight that they are signed in groups, while some calls
+// to the token fail and its process is killed now and then. Each request ends by itself, and each signature has one record.
+func TestGroupsLoseNothing(t *testing.T) {
+	s, m := newFaultyLab(t, lab.TokenPIN)
+	s.Serve()
+	c := s.gather(t, crowdConfig{Key: "release", Clients: 2, Callers: 48, Busy: killerBusy})
+	for range 2 {
+		time.Sleep(time.Second)
+		m.Set(t, "return CKR_DEVICE_ERROR C_Sign 2")
+		time.Sleep(time.Second)
+		killed := s.custodian()
+		if err := syscall.Kill(killed, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		s.custodian(killed)
+	}
+	m.Clear(t)
+	since := time.Now()
+	eventually(t, func() bool { return c.allSigned(since, 96) }, "signing does not go on")
+	all := c.disperse()
+	checkCodes(t, all, troubles...)
+	s.checkRecord(t, all)
+	t.Log(tally(all))
+}
+
 // TestAStoppedTokenProcessIsReplaced stops the token's process, so that it does not even notice how late it is.
 func TestAStoppedTokenProcessIsReplaced(t *testing.T) {
 	s, _ := newFaultyLab(t, lab.TokenPIN)
