@@ -327,7 +327,7 @@ func TestARepetitionThatWaitedForAFailureTriesItself(t *testing.T) {
 }
 
 func TestDeadlines(t *testing.T) {
-	w := newWorld(t, func(_ *world, cfg *Config) { cfg.RequestTimeout = 300 * time.Millisecond })
+	w := newWorld(t, func(_ *world, cfg *Config) { cfg.RequestTimeout = 2 * time.Second })
 	c := w.unlockedClient("p256")
 	w.keys[token.P256].before(func(ctx context.Context, _ []byte) error {
 		<-ctx.Done()

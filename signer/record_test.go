@@ -163,7 +163,7 @@ func TestWithoutARecordNothingIsDone(t *testing.T) {
 }
 
 func TestALogThatHangsEndsTheRequestInTime(t *testing.T) {
-	w := newWorld(t, func(_ *world, cfg *Config) { cfg.RequestTimeout = 300 * time.Millisecond })
+	w := newWorld(t, func(_ *world, cfg *Config) { cfg.RequestTimeout = 2 * time.Second })
 	c := w.unlockedClient("p256")
 	w.audit.change(func(f *fakeAudit) { f.gate = make(chan struct{}) })
 	c.refused(signRequest("p256"), wire.CodeAuditUnavailable)

@@ -257,7 +257,7 @@ func TestDeadlinesOfReading(t *testing.T) {
 }
 
 func TestARequestHasADeadline(t *testing.T) {
-	w := newWorld(t, func(_ *world, cfg *Config) { cfg.RequestTimeout = time.Second })
+	w := newWorld(t, func(_ *world, cfg *Config) { cfg.RequestTimeout = 2 * time.Second })
 	c := w.unlockedClient("p256")
 	w.keys[token.P256].before(waitFor(nil))
 	if got := c.refused(signRequest("p256"), wire.CodeTokenBusy); got.Retry != wire.RetryLater {
