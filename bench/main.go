@@ -67,6 +67,14 @@ type options struct {
 	against []string
 }
 
+// profiledKey is P-256, where everything beside the token shows most, unless keys were chosen.
+func (o options) profiledKey() string {
+	if len(o.keys) == len(algorithms) {
+		return "p256"
+	}
+	return o.keys[0]
+}
+
 func parse(args []string, usage io.Writer) (options, error) {
 	o := options{only: sectionNames(), keys: algorithms}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
@@ -75,7 +83,7 @@ func parse(args []string, usage io.Writer) (options, error) {
 	flags.Func("only", "measure only these `sections`, separated by commas: "+strings.Join(sectionNames(), ", "), choice(&o.only))
 	flags.Func("keys", "measure only these `keys`, separated by commas: "+strings.Join(algorithms, ", "), choice(&o.keys))
 	flags.StringVar(&o.out, "out", "", "`directory` for tables (results.md, results.json) and plots (*.svg); default: "+keptIn+" for a whole run, none for others")
-	flags.StringVar(&o.profile, "profile", "", "instead of measuring, sign P-256 and have perf profile the three processes into this `directory`")
+	flags.StringVar(&o.profile, "profile", "", "instead of measuring, sign with P-256, or the first of -keys, and have perf profile the processes into this `directory`")
 	flags.Func("against", "compare with the programs in this `directory` too, among the variants; may be repeated", func(dir string) error {
 		absolute, err := filepath.Abs(dir)
 		o.against = append(o.against, absolute)

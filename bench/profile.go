@@ -28,7 +28,7 @@ func (s *stage) profile(dir string) error {
 		{"bridge", s.chain.Bridge.Command.Process.Pid},
 		{"client", s.client.pid},
 	} {
-		s.client.do(order{Task: "rate", Key: s.options.keys[0], Parallel: 64, For: time.Second})
+		s.client.do(order{Task: "rate", Key: s.options.profiledKey(), Parallel: 64, For: time.Second})
 		recorded := filepath.Join(dir, process.name+".perf")
 		perf := exec.Command("perf", "record", "-q", "-F", "999", "--call-graph", "fp", "-o", recorded,
 			"-p", fmt.Sprint(process.pid), "--", "sleep", fmt.Sprint(profiled.Seconds()))
@@ -36,7 +36,7 @@ func (s *stage) profile(dir string) error {
 		if err := perf.Start(); err != nil {
 			return err
 		}
-		a := s.client.do(order{Task: "rate", Key: s.options.keys[0], Parallel: 64, For: profiled})
+		a := s.client.do(order{Task: "rate", Key: s.options.profiledKey(), Parallel: 64, For: profiled})
 		if err := perf.Wait(); err != nil {
 			return fmt.Errorf("perf record: %w", err)
 		}
