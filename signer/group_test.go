@@ -55,6 +55,13 @@ func newGroupWorld(t *testing.T, adjust ...func(*world, *Config)) (*world, *coun
 	return w, c, alice
 }
 
+// holdSignatures keeps P-256 signatures at the token until the channel is closed.
+func (w *world) holdSignatures() (release chan struct{}) {
+	release = make(chan struct{})
+	w.keys[token.P256].before(func(context.Context, []byte) error { <-release; return nil })
+	return release
+}
+
 // numbered is a request to sign the n-th text.
 func numbered(n int) *wire.Sign {
 	return &wire.Sign{Key: "p256", Digest: digestOf(wire.SHA256, fmt.Sprint("text ", n))}
@@ -209,8 +216,7 @@ func TestMembersShareNoFate(t *testing.T) {
 // TestAMemberWhoseTimeIsOverIsAnswered at once, while the token still signs for the others, and its signature is not recorded.
 func TestAMemberWhoseTimeIsOverIsAnswered(t *testing.T) {
 	w, _, alice := newGroupWorld(t)
-	release := make(chan struct{})
-	w.keys[token.P256].before(func(context.Context, []byte) error { <-release; return nil })
+	release := w.holdSignatures()
 	all := requests(3)
 	all[1].Terms.Deadline = 50 * time.Millisecond
 	before := len(w.audit.of(audit.KindSign))
@@ -231,8 +237,7 @@ func TestAMemberWhoseTimeIsOverIsAnswered(t *testing.T) {
 // TestNobodyLeftEndsTheGroup gives the token's queue up when all members have been answered.
 func TestNobodyLeftEndsTheGroup(t *testing.T) {
 	w, _, alice := newGroupWorld(t)
-	release := make(chan struct{})
-	w.keys[token.P256].before(func(context.Context, []byte) error { <-release; return nil })
+	release := w.holdSignatures()
 	blocking := alice.send(numbered(100))
 	waiting := w.server.tokens.slots[1].queue
 	w.eventually("the token to be busy", func() bool { return waiting.Stats().InUse == 1 })
@@ -497,8 +502,7 @@ func TestAPanicFailsItsGroupOnly(t *testing.T) {
 // TestARevocationInAQueueStopsTheGroup looks at the grant when the turn has come.
 func TestARevocationInAQueueStopsTheGroup(t *testing.T) {
 	w, _, alice := newGroupWorld(t)
-	release := make(chan struct{})
-	w.keys[token.P256].before(func(context.Context, []byte) error { <-release; return nil })
+	release := w.holdSignatures()
 	blocking := alice.send(numbered(100))
 	waiting := w.server.tokens.slots[1].queue
 	w.eventually("the token to be busy", func() bool { return waiting.Stats().InUse == 1 })
