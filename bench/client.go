@@ -4,7 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"sync"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"chancery/client"
 	"chancery/internal/certfile"
@@ -66,27 +69,24 @@ func (c *clients) rate(ctx context.Context, o order) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	begin := time.Now()
-	end := begin.Add(o.For)
 	var (
-		mu     sync.Mutex
-		total  int
-		failed error
-		all    sync.WaitGroup
+		count, steady atomic.Int64
+		all           errgroup.Group
+		load          = newSpan(o.For)
 	)
 	for _, w := range connections {
-		all.Go(func() {
-			count, err := w.sign(o, end, true)
-			mu.Lock()
-			defer mu.Unlock()
-			total += count
-			if err != nil {
-				failed = err
-			}
+		all.Go(func() error {
+			made, madeSteadily, err := w.sign(o, load, true)
+			count.Add(int64(made))
+			steady.Add(int64(madeSteadily))
+			return err
 		})
 	}
-	all.Wait()
-	return answer{Count: total, Elapsed: time.Since(begin)}, failed
+	err = all.Wait()
+	if o.Batch > 0 {
+		steady.Store(0) // a batch ends at once: few of a hundred would or would not fall into the steady part
+	}
+	return load.answer(int(count.Load()), int(steady.Load())), err
 }
 
 // latency times single requests on a warm connection.
@@ -97,7 +97,7 @@ func (c *clients) latency(ctx context.Context, o order) (answer, error) {
 	}
 	o.Parallel = 1
 	return timed(ctx, o.For, func(context.Context, int) error {
-		_, err := connections[0].sign(o, time.Time{}, false)
+		_, _, err := connections[0].sign(o, span{}, false)
 		return err
 	})
 }
@@ -127,7 +127,7 @@ func (c *clients) libraryRate(ctx context.Context, o order) (answer, error) {
 		_, err := c.library.SignAll(ctx, o.Key, digests)
 		return err
 	})
-	a.Count *= o.Batch
+	a.Count, a.Steady = a.Count*o.Batch, 0
 	return a, err
 }
 

@@ -83,7 +83,7 @@ func measureSignatures(s *stage, r *Results) {
 
 // signSlice measures one slice of one load.
 func (s *stage) signSlice(w *worker, o order, key string, f *Figure, cpu *usage, count bool) {
-	o.Key, o.For = key, s.slice
+	o.Key, o.For = key, s.sliceOf(key)
 	processes := map[string]int{"raw": s.raw.pid}
 	if w == s.client {
 		processes = chainProcesses(s.chain, w)

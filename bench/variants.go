@@ -57,7 +57,7 @@ func measureVariants(s *stage, r *Results) {
 	for _, algorithm := range s.options.keys {
 		for _, l := range variantLoads {
 			o := l.order
-			o.Key, o.For = algorithm, s.slice
+			o.Key, o.For = algorithm, s.sliceOf(algorithm)
 			slices, cpu := make([][]float64, len(all)), make([]usage, len(all))
 			for repetition := range s.repetitions + 1 {
 				for i := range all {

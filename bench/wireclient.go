@@ -97,36 +97,40 @@ func (w *wireClient) unlock(key, passphrase string) error {
 	return err
 }
 
-// sign keeps Parallel requests in flight until end, then takes in the rest. It
-// returns the number of signatures. The first reply is decoded and, if verify is set, its signature verified; all
+// sign keeps Parallel requests in flight as long as the load goes on, then takes in the rest. It returns the number of
+// signatures, and of those in the steady part. The first reply is decoded and, if verify is set, its signature verified; all
 // others must only be replies of the right kind.
-func (w *wireClient) sign(o order, end time.Time, verify bool) (int, error) {
+func (w *wireClient) sign(o order, load span, verify bool) (count, steady int, err error) {
 	body, each := signatureRequest(o)
-	send, inFlight, count := max(o.Parallel, 1), 0, 0
+	send, inFlight := max(o.Parallel, 1), 0
 	for send+inFlight > 0 {
 		for range send {
 			w.queue(body)
 		}
 		inFlight, send = inFlight+send, 0
 		if err := w.flush(); err != nil {
-			return count, err
+			return count, steady, err
 		}
 		for first := true; first || inFlight > 0 && w.frames.Ready(); first = false {
 			frame, err := w.frames.Next()
 			if err != nil {
-				return count, err
+				return count, steady, err
 			}
 			if err := w.check(frame, o.Key, verify && count == 0); err != nil {
-				return count, err
+				return count, steady, err
 			}
 			inFlight--
 			count += each
-			if time.Now().Before(end) {
+			now := time.Now()
+			if load.goesOn(now) {
 				send++
+			}
+			if load.isSteady(now) {
+				steady += each
 			}
 		}
 	}
-	return count, nil
+	return count, steady, nil
 }
 
 // signatureRequest returns what is sent, and how many signatures it asks for.

@@ -9,7 +9,10 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // workerArgument makes this program a worker: `bench worker KIND`. A worker gets
@@ -31,12 +34,37 @@ type order struct {
 type answer struct {
 	Count   int             // of signatures, connects or echoes
 	Elapsed time.Duration   // from the first one's begin to the last one's end
+	Steady  int             // those of Count that ended within the steady part, or 0 where there is none
+	Within  time.Duration   // how long the steady part lasted
 	Samples []time.Duration // how long each took, where that was asked for
 	Error   string
 }
 
-// rate returns how many there were a second.
-func (a answer) rate() float64 { return float64(a.Count) / a.Elapsed.Seconds() }
+// rate returns how many there were a second: in the steady part, where there is one.
+func (a answer) rate() float64 {
+	if a.Steady > 0 {
+		return float64(a.Steady) / a.Within.Seconds()
+	}
+	return float64(a.Count) / a.Elapsed.Seconds()
+}
+
+// span is the time in which a load is kept up. Its steady part leaves out the beginning, while the load still spreads over
+// all who work on it. What ends after it does not count either: fewer are in flight then than the load's name says.
+type span struct{ begin, steady, end time.Time }
+
+func newSpan(d time.Duration) span {
+	begin := time.Now()
+	return span{begin, begin.Add(d / 3), begin.Add(d)}
+}
+
+// goesOn tells whether another one is to be begun, and isSteady whether one that ends now counts.
+func (s span) goesOn(now time.Time) bool   { return now.Before(s.end) }
+func (s span) isSteady(now time.Time) bool { return now.After(s.steady) && now.Before(s.end) }
+
+// answer is that of a load that has ended just now.
+func (s span) answer(count, steady int) answer {
+	return answer{Count: count, Elapsed: time.Since(s.begin), Steady: steady, Within: s.end.Sub(s.steady)}
+}
 
 // tasks is what a worker can do, by name.
 type tasks map[string]func(context.Context, order) (answer, error)
@@ -128,29 +156,25 @@ func (w *worker) do(o order) answer {
 // until runs act in n goroutines again and again until the time is up or one
 // fails, and returns how often it ran. act gets its goroutine's number.
 func until(ctx context.Context, n int, d time.Duration, act func(ctx context.Context, i int) error) (answer, error) {
-	begin := time.Now()
-	counts, failures := make(chan int, n), make(chan error, n)
+	var count, steady atomic.Int64
+	var all errgroup.Group
+	load := newSpan(d)
 	for i := range n {
-		go func() {
-			count := 0
-			var err error
-			for err == nil && time.Since(begin) < d {
-				if err = act(ctx, i); err == nil {
-					count++
+		all.Go(func() error {
+			for now := load.begin; load.goesOn(now); {
+				if err := act(ctx, i); err != nil {
+					return err
+				}
+				count.Add(1)
+				if now = time.Now(); load.isSteady(now) {
+					steady.Add(1)
 				}
 			}
-			counts <- count
-			failures <- err
-		}()
+			return nil
+		})
 	}
-	var a answer
-	var err error
-	for range n {
-		a.Count += <-counts
-		err = errors.Join(err, <-failures)
-	}
-	a.Elapsed = time.Since(begin)
-	return a, err
+	err := all.Wait()
+	return load.answer(int(count.Load()), int(steady.Load())), err
 }
 
 // timed runs act again and again until the time is up and notes how long each run took.
