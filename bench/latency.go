@@ -91,7 +91,8 @@ func sums(columns ...[]float64) []float64 {
 
 // newEchoClient starts a bridge with an echo server behind it, and a client for it.
 func (s *stage) newEchoClient() *worker {
-	l := lab.New(s, s.programs, lab.Driver{Environment: everyLab, Add: func(*lab.Lab) {}})
+	var l *lab.Lab
+	s.asUnit(func() { l = lab.New(s, s.programs, lab.Driver{Environment: everyLab, Add: func(*lab.Lab) {}}) })
 	startWorker(s, "echo", nil, echoSettings{
 		Bridge: l.Servers, CA: l.Path("pki/ca.crt"), Certificate: l.Path("pki/server.lab.crt"), Key: l.Path("pki/server.lab.key"),
 	})

@@ -128,16 +128,19 @@ func measureTPM(s *stage, r *Results) {
 
 // newTPMChain starts bridge and server with keys inside the TPM behind a socket.
 func (s *stage) newTPMChain(socket string) *lab.Lab {
-	l := lab.New(s, s.programs, lab.Driver{
-		Name: "tpm", Environment: append([]string{"CHANCERY_SERVER_TOKENS_TPM=unix:" + socket}, everyLab...),
-		Add: func(l *lab.Lab) {
-			l.Operator("token", "add", "vault", "--driver", "tpm", "--create", "--pin-file", "pin", "--manager", "olga", "--passphrase-file", "olga.passphrase")
-		},
+	var l *lab.Lab
+	s.asUnit(func() {
+		l = lab.New(s, s.programs, lab.Driver{
+			Name: "tpm", Environment: append([]string{"CHANCERY_SERVER_TOKENS_TPM=unix:" + socket}, everyLab...),
+			Add: func(l *lab.Lab) {
+				l.Operator("token", "add", "vault", "--driver", "tpm", "--create", "--pin-file", "pin", "--manager", "olga", "--passphrase-file", "olga.passphrase")
+			},
+		})
+		for algorithm := range tpmTemplates {
+			l.CreateKey(algorithm, algorithm)
+		}
+		l.Serve()
 	})
-	for algorithm := range tpmTemplates {
-		l.CreateKey(algorithm, algorithm)
-	}
-	l.Serve()
 	return l
 }
 

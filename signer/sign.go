@@ -50,13 +50,25 @@ func (t *session) sign(ctx context.Context, id uint64, request *wire.Sign, m *me
 	return &wire.SignReply{Signature: signature}, nil
 }
 
-// signOne makes and records one signature, together with those of the request's group where it has one.
+// signOne makes and records one signature, together with those of the request's group where it has one, and with others that
+// wait where the session has enough calls at the token.
 func (t *session) signOne(ctx context.Context, id uint64, made signed, m *member) (wire.Signature, error) {
+	opened, j := &made.opened, &made.jobs[0]
+	hasTurn := func() {}
+	if !m.isOpen() && t.extended && !opened.lease.limited {
+		k := kindOf(opened, j)
+		if t.enterLine(k, nil) {
+			hasTurn = sync.OnceFunc(func() { t.leaveLine(k) })
+			defer hasTurn() // where there was none
+		} else {
+			m = t.newGroup(1)[0]
+		}
+	}
 	if m.isOpen() {
-		return m.sign(ctx, work{made.key, made.opened, made.jobs[0], t.signedRecords(id, made)})
+		return m.sign(ctx, work{made.key, made.opened, *j, t.signedRecords(id, made)})
 	}
 	var signatures [1]wire.Signature
-	if err := t.perform(ctx, made.key, made.opened, made.jobs, signatures[:]); err != nil {
+	if err := t.perform(ctx, made.key, made.opened, made.jobs, signatures[:], hasTurn); err != nil {
 		return wire.Signature{}, err
 	}
 	return signatures[0], t.recordSigned(ctx, id, made)
@@ -91,13 +103,14 @@ func (t *session) signAll(ctx context.Context, id uint64, request *wire.SignAll)
 }
 
 // perform waits for a turn at the token and has it make some signatures of one request. The grant is looked at when the
-// turn has come. A token that failed is opened anew, so that the user's next unlock finds it in order.
-func (t *session) perform(ctx context.Context, key string, opened unlocked, jobs []job, signatures []wire.Signature) error {
+// turn has come, which hasTurn is told. A token that failed is opened anew, so that the user's next unlock finds it in order.
+func (t *session) perform(ctx context.Context, key string, opened unlocked, jobs []job, signatures []wire.Signature, hasTurn func()) error {
 	turn, err := opened.home.slot.queue.Acquire(ctx, queue.Ticket{User: t.userID, Priority: opened.priority, Cost: int64(len(jobs))})
 	if err != nil {
 		return queued(err)
 	}
 	defer turn.Release()
+	hasTurn()
 	if _, err := t.authorise(key, time.Now()); err != nil {
 		return err
 	}
@@ -152,7 +165,7 @@ func (t *session) performAll(ctx context.Context, key string, opened unlocked, j
 	group, signing := errgroup.WithContext(ctx)
 	next := func() error {
 		for p, ok := cutter.next(); ok; p, ok = cutter.next() {
-			if err := t.perform(signing, key, opened, jobs[p.from:p.to], signatures[p.from:p.to]); err != nil {
+			if err := t.perform(signing, key, opened, jobs[p.from:p.to], signatures[p.from:p.to], func() {}); err != nil {
 				return err
 			}
 		}
@@ -186,8 +199,8 @@ func (c *cutter) next() (piece, bool) {
 	if len(left) == 0 {
 		return piece{}, false
 	}
-	size, n := c.opened.pieceSize(len(left)), 1
-	for n < min(size, len(left)) && left[n].hash() == left[0].hash() {
+	size, n := min(max(c.opened.pieceSize(len(left)), c.opened.worthwhile()), len(left)), 1
+	for n < size && left[n].hash() == left[0].hash() {
 		n++
 	}
 	p := piece{c.cut, c.cut + n}
@@ -197,15 +210,26 @@ func (c *cutter) next() (piece, bool) {
 
 const (
 	// maxPiece bounds what goes to the token in one call, in signatures.
-	maxPiece = 16
+	maxPiece = 32
 	// pieceTime bounds for how long a call keeps a place at the token: others' turns must come soon.
 	pieceTime = 100 * time.Millisecond
+	// worthwhileTime is what a call should take where there are enough signatures: less costs more to ask for than it gains to
+	// have another call do it at the same time.
+	worthwhileTime = 2 * time.Millisecond
 )
 
 // pieceSize is how many of a session's signatures with the key go to the token in one call.
 func (u *unlocked) pieceSize(signatures int) int {
-	slot := u.home.slot
-	return pieceSize(slot.pace.of(u.algorithm), slot.queue.Slots(), signatures)
+	return pieceSize(u.home.slot.pace.of(u.algorithm), u.home.slot.queue.Slots(), signatures)
+}
+
+// worthwhile is how many signatures with the key make a call worthwhile, where there are so many.
+func (u *unlocked) worthwhile() int {
+	each := u.home.slot.pace.of(u.algorithm)
+	if each <= 0 {
+		return 1
+	}
+	return min(int(worthwhileTime/each), maxPiece)
 }
 
 // pieceSize has signatures fill all the calls that the token takes at once before two of them share one. While nobody knows how long

@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"chancery/signer/queue"
@@ -34,6 +35,7 @@ type slot struct {
 	changed chan struct{} // wakes the keeper
 	queue   *queue.Queue  // of requests to sign
 	pace    *pace
+	inLines atomic.Int64 // requests that wait in sessions behind a call of theirs in the queue
 
 	mu       sync.Mutex
 	record   users.Token

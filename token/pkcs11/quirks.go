@@ -28,7 +28,7 @@ var knownQuirks = map[string]quirks{
 func computesHere(manufacturer string) bool { return strings.HasPrefix(manufacturer, "SoftHSM") }
 
 // waitingCalls of a token that computes here are ready when a processor becomes free.
-const waitingCalls = 2
+const waitingCalls = 1
 
 func readQuirks(api *p11.Ctx) (quirks, error) {
 	info, err := api.GetInfo()
