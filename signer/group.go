@@ -2,6 +2,8 @@ package signer
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"sync"
 
 	"chancery/audit"
@@ -10,8 +12,7 @@ import (
 
 // group is requests to sign that arrived together, for one key and in one way. They go to the token in one call and into the
 // audit log with one sync, as the signatures of a batch do, and their replies leave in one write. In everything else each is
-// by itself: authorised, refused, counted, repeated and given up. When the last member has come or left, the group gets into its
-// line, which may have it share the call with other groups.
+// by itself: authorised, refused, counted, repeated and given up. The group goes to the token when the last member has come or left.
 type group struct {
 	session *session
 	ctx     context.Context // ends when nobody waits for a signature any more
@@ -87,22 +88,6 @@ func (m *member) sign(ctx context.Context, w work) (wire.Signature, error) {
 	}
 }
 
-func (m *member) isGone() bool {
-	m.group.mu.Lock()
-	defer m.group.mu.Unlock()
-	return m.gone
-}
-
-// end sets how it ended for the member. A signature that it waits for will be among the group's replies.
-func (m *member) end(err error) {
-	m.group.mu.Lock()
-	defer m.group.mu.Unlock()
-	m.err = err
-	if m.served = err == nil && !m.gone; m.served {
-		m.group.expect++
-	}
-}
-
 // reply sends the answer of a member, or of a request without a group.
 func (m *member) reply(r *reply, send chan<- *reply) {
 	if m == nil {
@@ -145,7 +130,7 @@ func (g *group) arrived(m *member) {
 		g.cancel()
 		return
 	}
-	g.session.lineUp(g)
+	g.session.handlers.Go(g.perform)
 }
 
 func (g *group) givenUp(m *member) {
@@ -153,8 +138,92 @@ func (g *group) givenUp(m *member) {
 	defer g.mu.Unlock()
 	m.gone = true
 	if g.waiting--; g.waiting == 0 && g.absent == 0 {
-		g.session.fallOut(g)
 		g.cancel()
+	}
+}
+
+// perform signs and records for all members at once. Where the token fails, which may be for one input, each gets a try of
+// its own: they share a call, but no fate.
+func (g *group) perform() {
+	defer g.cancel()
+	err := g.signAndRecord(g.present)
+	if len(g.present) < 2 || !mayBeOneInput(err) {
+		g.tell(g.present, err)
+		return
+	}
+	for _, m := range g.present {
+		g.tell([]*member{m}, g.signAndRecord([]*member{m}))
+	}
+}
+
+// mayBeOneInput tells whether the token failed for a reason that another input may be spared.
+func mayBeOneInput(err error) bool {
+	var failed *callError
+	return errors.Is(err, errMixedGroup) || errors.As(err, &failed) && !isLost(err)
+}
+
+// signAndRecord does so for those of the members who still wait.
+func (g *group) signAndRecord(members []*member) error {
+	return g.session.guard(func() error {
+		if members = g.remaining(members); len(members) == 0 {
+			return nil
+		}
+		if err := g.sign(members); err != nil {
+			return err
+		}
+		return g.record(g.remaining(members))
+	})
+}
+
+func (g *group) remaining(members []*member) []*member {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.DeleteFunc(slices.Clone(members), func(m *member) bool { return m.gone })
+}
+
+// sign has the token sign in one call.
+func (g *group) sign(members []*member) error {
+	first := members[0].work
+	jobs, signatures := make([]job, len(members)), make([]wire.Signature, len(members))
+	for i, m := range members {
+		if m.work.opened.capability != first.opened.capability {
+			return errMixedGroup
+		}
+		jobs[i] = m.work.job
+	}
+	if err := g.session.perform(g.ctx, first.key, first.opened, jobs, signatures); err != nil {
+		return err
+	}
+	for i, m := range members {
+		m.signature = signatures[i]
+	}
+	return nil
+}
+
+// record makes durable what was signed.
+func (g *group) record(members []*member) error {
+	var records []audit.Record
+	for _, m := range members {
+		records = append(records, m.work.records...)
+	}
+	if len(records) == 0 {
+		return nil
+	}
+	return g.session.server.record(g.ctx, records...)
+}
+
+// tell tells members how it ended.
+func (g *group) tell(members []*member, err error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, m := range members {
+		m.err = err
+		if m.served = err == nil && !m.gone; m.served {
+			g.expect++
+		}
+	}
+	for _, m := range members {
+		close(m.done)
 	}
 }
 

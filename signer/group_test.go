@@ -2,6 +2,7 @@ package signer
 
 import (
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/sha256"
 	"encoding/hex"
@@ -18,6 +19,7 @@ import (
 	"github.com/google/uuid"
 
 	"chancery/audit"
+	"chancery/signer/queue"
 	"chancery/token"
 	"chancery/token/worker"
 	"chancery/tunnel/wire"
@@ -238,8 +240,7 @@ func TestAMemberWhoseTimeIsOverIsAnswered(t *testing.T) {
 func TestNobodyLeftEndsTheGroup(t *testing.T) {
 	w, _, alice := newGroupWorld(t)
 	release := w.holdSignatures()
-	other := w.unlockedClient("p256")
-	blocking := other.send(numbered(100))
+	blocking := alice.send(numbered(100))
 	waiting := w.server.tokens.slots[1].queue
 	w.eventually("the token to be busy", func() bool { return waiting.Stats().InUse == 1 })
 	all := requests(3)
@@ -251,7 +252,7 @@ func TestNobodyLeftEndsTheGroup(t *testing.T) {
 	}
 	w.eventually("the queue to be empty", func() bool { return waiting.Stats().Abandoned > 0 && waiting.Stats().Waiting[0] == 0 })
 	close(release)
-	w.expectSigned(100, other.receiveAll([]uint64{blocking})[0])
+	w.expectSigned(100, alice.receiveAll([]uint64{blocking})[0])
 }
 
 // TestARepetitionWithinAGroup waits for the first, which must not wait for it.
@@ -374,15 +375,13 @@ func TestGroupsLeaveNothingBehind(t *testing.T) {
 	s := w.onlySession()
 	s.handlers.Add(1) // as each member's does
 	defer s.handlers.Done()
-	opened, _ := s.lookUp("p256")
-	some := work{opened: opened}
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
 	for name, end := range map[string]func([]*member){
 		"all left":            func(m []*member) { m[0].leave(); m[1].leave(); m[1].leave() },
-		"all gave up":         func(m []*member) { m[0].sign(ended, some); m[1].sign(ended, some) },
-		"one left, one went":  func(m []*member) { m[0].leave(); m[1].sign(ended, some) },
-		"one went, then left": func(m []*member) { m[0].sign(ended, some); m[1].leave() },
+		"all gave up":         func(m []*member) { m[0].sign(ended, work{}); m[1].sign(ended, work{}) },
+		"one left, one went":  func(m []*member) { m[0].leave(); m[1].sign(ended, work{}) },
+		"one went, then left": func(m []*member) { m[0].sign(ended, work{}); m[1].leave() },
 	} {
 		members := s.newGroup(2)
 		end(members)
@@ -506,177 +505,43 @@ func TestAPanicFailsItsGroupOnly(t *testing.T) {
 func TestARevocationInAQueueStopsTheGroup(t *testing.T) {
 	w, _, alice := newGroupWorld(t)
 	release := w.holdSignatures()
-	other := w.unlockedClient("p256")
-	blocking := other.send(numbered(100))
+	blocking := alice.send(numbered(100))
 	waiting := w.server.tokens.slots[1].queue
 	w.eventually("the token to be busy", func() bool { return waiting.Stats().InUse == 1 })
 	ids := alice.sendAll(requests(3)...)
 	w.eventually("the group to wait", func() bool { return waiting.Stats().Waiting[0] > 0 })
 	w.change(func(s *fakeStore) { s.grants = nil })
 	close(release)
-	for _, answer := range alice.receiveAll(ids) {
+	for _, answer := range alice.receiveAll(append(ids, blocking))[:3] {
 		want[*wire.Error](alice, answer)
 	}
-	other.receiveAll([]uint64{blocking})
 }
 
-// stepwise keeps P-256 signatures at the token until something is sent for each.
-func (w *world) stepwise() (step chan struct{}) {
-	step = make(chan struct{})
-	w.keys[token.P256].before(func(ctx context.Context, _ []byte) error {
-		select {
-		case <-step:
-			return nil
-		case <-ctx.Done():
-			return ctx.Err()
+// TestTheEndOfAFastBatchIsNotCutFine, since calls for one signature each cost more than they gain.
+func TestTheEndOfAFastBatchIsNotCutFine(t *testing.T) {
+	for name, test := range map[string]struct {
+		each time.Duration
+		want []int
+	}{
+		"fast":    {worthwhileTime / 6, []int{6, 6}},
+		"slow":    {worthwhileTime, []int{3, 2, 1, 1, 1, 1, 1, 1, 1}},
+		"unknown": {0, []int{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}},
+	} {
+		home := &slot{queue: queue.New(queue.Config{Slots: 4}), pace: newPace()}
+		if test.each > 0 {
+			home.pace.measured(token.P256, test.each)
 		}
-	})
-	return step
-}
-
-// TestWhatWaitsSharesACall when the turn has come, however it arrived.
-func TestWhatWaitsSharesACall(t *testing.T) {
-	w, c, alice := newGroupWorld(t)
-	release := w.holdSignatures()
-	other := w.unlockedClient("p256")
-	blocking := other.send(numbered(100))
-	waiting := w.server.tokens.slots[1].queue
-	w.eventually("the token to be busy", func() bool { return waiting.Stats().InUse == 1 })
-	ids := []uint64{alice.send(numbered(0))}
-	w.eventually("a request to wait for its turn", func() bool { return waiting.Stats().Waiting[0] == 1 })
-	for i := 1; i < 6; i++ {
-		ids = append(ids, alice.send(numbered(i)))
-		w.eventually("a request to wait behind it", func() bool { return w.inLines() == i })
-	}
-	ids = append(ids, alice.sendAll(requests(9)[6:]...)...)
-	w.eventually("a group to wait behind it", func() bool { return w.inLines() == 8 })
-	if status := w.server.Status().Tokens[0].Queue; status.Waiting != 1+8 {
-		t.Errorf("while 9 requests wait the status says %+v", status)
-	}
-	close(release)
-	for i, answer := range alice.receiveAll(ids) {
-		w.expectSigned(i, answer)
-	}
-	w.expectSigned(100, other.receiveAll([]uint64{blocking})[0])
-	if status := w.server.Status().Tokens[0].Queue; status.Waiting != 0 {
-		t.Errorf("when all are answered the status says %+v", status)
-	}
-	if !slices.Equal(c.calls, []int{1, 1, 8}) {
-		t.Errorf("calls of %v inputs", c.calls)
-	}
-	if made := len(w.audit.of(audit.KindSign)); made != 1+10 {
-		t.Errorf("%d records of 11 signatures", made)
-	}
-}
-
-// TestKindsHaveLinesOfTheirOwn, or one would wait for another's turn.
-func TestKindsHaveLinesOfTheirOwn(t *testing.T) {
-	w, c, alice := newGroupWorld(t)
-	w.server.tokens.slots[1].queue.Resize(2)
-	release := w.holdSignatures()
-	other := w.unlockedClient("p256")
-	blocking := []uint64{other.send(numbered(100)), other.send(numbered(101))}
-	waiting := w.server.tokens.slots[1].queue
-	w.eventually("the token to be busy", func() bool { return waiting.Stats().InUse == 2 })
-	ids := []uint64{alice.send(numbered(0))}
-	w.eventually("a request to wait", func() bool { return waiting.Stats().Waiting[0] == 1 })
-	ids = append(ids, alice.send(&wire.Sign{Key: "p256", Digest: digestOf(wire.SHA512, "another")}))
-	w.eventually("one of another kind to wait beside it", func() bool { return waiting.Stats().Waiting[0] == 2 })
-	close(release)
-	for _, answer := range append(alice.receiveAll(ids), other.receiveAll(blocking)...) {
-		want[*wire.SignReply](alice, answer)
-	}
-	if slices.Max(c.calls) != 1 {
-		t.Errorf("calls of %v inputs", c.calls)
-	}
-	w.eventually("the lines to be gone", func() bool {
-		w.server.mu.Lock()
-		defer w.server.mu.Unlock()
-		for s := range w.server.sessions {
-			s.linesMu.Lock()
-			defer s.linesMu.Unlock()
-			if len(s.lines) > 0 {
-				return false
-			}
+		c := &cutter{opened: unlocked{home: &openToken{slot: home}, algorithm: token.P256}, jobs: make([]job, 12)}
+		for i := range c.jobs {
+			c.jobs[i].options = crypto.SHA256
 		}
-		return true
-	})
-}
-
-// TestTheGoneLeaveTheLine, or requests that end early would pile up there behind a token that hangs.
-func TestTheGoneLeaveTheLine(t *testing.T) {
-	w, c, alice := newGroupWorld(t)
-	release := w.holdSignatures()
-	other := w.unlockedClient("p256")
-	blocking := other.send(numbered(100))
-	waiting := w.server.tokens.slots[1].queue
-	w.eventually("the token to be busy", func() bool { return waiting.Stats().InUse == 1 })
-	first := alice.send(numbered(0))
-	w.eventually("a request to wait for its turn", func() bool { return waiting.Stats().Waiting[0] == 1 })
-	all := requests(5)[1:]
-	for _, request := range all {
-		request.Terms.Deadline = 50 * time.Millisecond
-	}
-	ids := append(alice.sendAll(all...), alice.send(all[0]))
-	for _, answer := range alice.receiveAll(ids) {
-		want[*wire.Error](alice, answer)
-	}
-	if status := w.server.Status().Tokens[0].Queue; w.inLines() != 0 || status.Waiting != 1 {
-		t.Errorf("%d requests wait that were answered; the status says %+v", w.inLines(), status)
-	}
-	close(release)
-	w.expectSigned(0, alice.receiveAll([]uint64{first})[0])
-	w.expectSigned(100, other.receiveAll([]uint64{blocking})[0])
-	if !slices.Equal(c.calls, []int{1, 1}) {
-		t.Errorf("calls of %v inputs", c.calls)
-	}
-}
-
-// TestNobodyLeftEndsASharedCall that waits for its turn.
-func TestNobodyLeftEndsASharedCall(t *testing.T) {
-	w, c, alice := newGroupWorld(t)
-	step := w.stepwise()
-	ids := []uint64{alice.send(numbered(0))}
-	waiting := w.server.tokens.slots[1].queue
-	w.eventually("the token to be busy", func() bool { return waiting.Stats().InUse == 1 })
-	ids = append(ids, alice.send(numbered(1)))
-	w.eventually("a request to wait for its turn", func() bool { return waiting.Stats().Waiting[0] == 1 })
-	hasty := requests(4)[2:]
-	for _, request := range hasty {
-		request.Terms.Deadline = time.Second
-	}
-	late := []uint64{alice.send(hasty[0])}
-	w.eventually("another behind it", func() bool { return w.inLines() == 1 })
-	late = append(late, alice.send(hasty[1]))
-	w.eventually("two behind it", func() bool { return w.inLines() == 2 })
-	step <- struct{}{}
-	w.eventually("both to wait for their turn", func() bool { return w.inLines() == 0 && waiting.Stats().Waiting[0] == 1 })
-	w.expectSigned(0, alice.receiveAll(ids[:1])[0])
-	for _, answer := range alice.receiveAll(late) {
-		want[*wire.Error](alice, answer)
-	}
-	w.eventually("the queue to be empty", func() bool { return waiting.Stats().Waiting[0] == 0 })
-	step <- struct{}{}
-	w.expectSigned(1, alice.receiveAll(ids[1:])[0])
-	if !slices.Equal(c.calls, []int{1, 1}) {
-		t.Errorf("calls of %v inputs", c.calls)
-	}
-}
-
-// TestTheTailOfAFastBatchIsOneCall, since cutting it for several calls costs more than it gains.
-func TestTheTailOfAFastBatchIsOneCall(t *testing.T) {
-	w, c, alice := newGroupWorld(t)
-	w.server.tokens.slots[1].queue.Resize(4)
-	batch := &wire.SignAll{Key: "p256"}
-	for i := range 8 {
-		batch.Digests = append(batch.Digests, digestOf(wire.SHA256, fmt.Sprint("text ", i)))
-	}
-	w.server.tokens.slots[1].pace.each[token.P256] = worthwhileTime / 8
-	if reply := want[*wire.SignAllReply](alice, alice.call(batch)); len(reply.Signatures) != 8 {
-		t.Fatalf("%d signatures", len(reply.Signatures))
-	}
-	if !slices.Equal(c.calls, []int{8}) {
-		t.Errorf("calls of %v inputs", c.calls)
+		var sizes []int
+		for p, ok := c.next(); ok; p, ok = c.next() {
+			sizes = append(sizes, p.to-p.from)
+		}
+		if !slices.Equal(sizes, test.want) {
+			t.Errorf("%s: pieces of %v, want %v", name, sizes, test.want)
+		}
 	}
 }
 

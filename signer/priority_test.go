@@ -88,30 +88,14 @@ func (s *slowToken) ask(c *client, user string, n int) {
 	go io.Copy(io.Discard, c.conn)
 }
 
-// present counts the requests that wait for the token, in its queue or in their sessions' lines, or are at it.
+// present counts the requests that wait for the token or are at it.
 func (s *slowToken) present() int {
 	stats := s.w.server.tokens.slots[1].queue.Stats()
-	all := stats.InUse + s.w.inLines()
+	all := stats.InUse
 	for _, waiting := range stats.Waiting {
 		all += waiting
 	}
 	return all
-}
-
-// inLines counts the requests that wait in the lines of all sessions.
-func (w *world) inLines() (n int) {
-	w.server.mu.Lock()
-	defer w.server.mu.Unlock()
-	for s := range w.server.sessions {
-		s.linesMu.Lock()
-		for _, l := range s.lines {
-			for _, g := range l.waiting {
-				n += len(g.present)
-			}
-		}
-		s.linesMu.Unlock()
-	}
-	return n
 }
 
 // sign lets n signatures be made and returns whose they were.

@@ -40,9 +40,6 @@ type session struct {
 
 	mu       sync.Mutex
 	unlocked map[int64]unlocked // by key ID
-
-	linesMu sync.Mutex
-	lines   map[kind]*line // of those of which a call waits for its turn
 }
 
 // serve identifies the peer and runs its session. When accepting ends, the
@@ -71,7 +68,7 @@ func (s *Server) serve(accepting, ctx context.Context, conn Conn) {
 		userID: user.ID, user: user.Name, peer: shared, excess: excess, log: log, cancel: cancel, origin: origin(conn),
 		requests: semaphore.NewWeighted(int64(s.cfg.SessionRequests)),
 		replies:  make(chan *reply, s.cfg.SessionRequests),
-		unlocked: make(map[int64]unlocked), lines: make(map[kind]*line),
+		unlocked: make(map[int64]unlocked),
 	}
 	s.enter(t)
 	defer s.leave(t)

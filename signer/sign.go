@@ -50,25 +50,13 @@ func (t *session) sign(ctx context.Context, id uint64, request *wire.Sign, m *me
 	return &wire.SignReply{Signature: signature}, nil
 }
 
-// signOne makes and records one signature, together with those of the request's group where it has one, and with others that
-// wait where the session has enough calls at the token.
+// signOne makes and records one signature, together with those of the request's group where it has one.
 func (t *session) signOne(ctx context.Context, id uint64, made signed, m *member) (wire.Signature, error) {
-	opened, j := &made.opened, &made.jobs[0]
-	hasTurn := func() {}
-	if !m.isOpen() && t.extended && !opened.lease.limited {
-		k := kindOf(opened, j)
-		if t.enterLine(k, nil) {
-			hasTurn = sync.OnceFunc(func() { t.leaveLine(k) })
-			defer hasTurn() // where there was none
-		} else {
-			m = t.newGroup(1)[0]
-		}
-	}
 	if m.isOpen() {
-		return m.sign(ctx, work{made.key, made.opened, *j, t.signedRecords(id, made)})
+		return m.sign(ctx, work{made.key, made.opened, made.jobs[0], t.signedRecords(id, made)})
 	}
 	var signatures [1]wire.Signature
-	if err := t.perform(ctx, made.key, made.opened, made.jobs, signatures[:], hasTurn); err != nil {
+	if err := t.perform(ctx, made.key, made.opened, made.jobs, signatures[:]); err != nil {
 		return wire.Signature{}, err
 	}
 	return signatures[0], t.recordSigned(ctx, id, made)
@@ -103,14 +91,13 @@ func (t *session) signAll(ctx context.Context, id uint64, request *wire.SignAll)
 }
 
 // perform waits for a turn at the token and has it make some signatures of one request. The grant is looked at when the
-// turn has come, which hasTurn is told. A token that failed is opened anew, so that the user's next unlock finds it in order.
-func (t *session) perform(ctx context.Context, key string, opened unlocked, jobs []job, signatures []wire.Signature, hasTurn func()) error {
+// turn has come. A token that failed is opened anew, so that the user's next unlock finds it in order.
+func (t *session) perform(ctx context.Context, key string, opened unlocked, jobs []job, signatures []wire.Signature) error {
 	turn, err := opened.home.slot.queue.Acquire(ctx, queue.Ticket{User: t.userID, Priority: opened.priority, Cost: int64(len(jobs))})
 	if err != nil {
 		return queued(err)
 	}
 	defer turn.Release()
-	hasTurn()
 	if _, err := t.authorise(key, time.Now()); err != nil {
 		return err
 	}
@@ -165,7 +152,7 @@ func (t *session) performAll(ctx context.Context, key string, opened unlocked, j
 	group, signing := errgroup.WithContext(ctx)
 	next := func() error {
 		for p, ok := cutter.next(); ok; p, ok = cutter.next() {
-			if err := t.perform(signing, key, opened, jobs[p.from:p.to], signatures[p.from:p.to], func() {}); err != nil {
+			if err := t.perform(signing, key, opened, jobs[p.from:p.to], signatures[p.from:p.to]); err != nil {
 				return err
 			}
 		}
@@ -210,20 +197,21 @@ func (c *cutter) next() (piece, bool) {
 
 const (
 	// maxPiece bounds what goes to the token in one call, in signatures.
-	maxPiece = 32
+	maxPiece = 16
 	// pieceTime bounds for how long a call keeps a place at the token: others' turns must come soon.
 	pieceTime = 100 * time.Millisecond
-	// worthwhileTime is what a call should take where there are enough signatures: less costs more to ask for than it gains to
-	// have another call do it at the same time.
-	worthwhileTime = 2 * time.Millisecond
+	// worthwhileTime is what a call for a piece of a batch should take where there are enough signatures. Shorter ones would let the
+	// batch end by as much sooner, at the price of as many calls as signatures.
+	worthwhileTime = time.Millisecond
 )
 
 // pieceSize is how many of a session's signatures with the key go to the token in one call.
 func (u *unlocked) pieceSize(signatures int) int {
-	return pieceSize(u.home.slot.pace.of(u.algorithm), u.home.slot.queue.Slots(), signatures)
+	slot := u.home.slot
+	return pieceSize(slot.pace.of(u.algorithm), slot.queue.Slots(), signatures)
 }
 
-// worthwhile is how many signatures with the key make a call worthwhile, where there are so many.
+// worthwhile is how many signatures with the key make a call worthwhile.
 func (u *unlocked) worthwhile() int {
 	each := u.home.slot.pace.of(u.algorithm)
 	if each <= 0 {

@@ -10,7 +10,6 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"chancery/signer/queue"
@@ -35,7 +34,6 @@ type slot struct {
 	changed chan struct{} // wakes the keeper
 	queue   *queue.Queue  // of requests to sign
 	pace    *pace
-	inLines atomic.Int64 // requests that wait in sessions behind a call of theirs in the queue
 
 	mu       sync.Mutex
 	record   users.Token

@@ -117,7 +117,6 @@ func (s *slot) status() TokenStatus {
 	if s.lastErr != nil {
 		status.Error = s.lastErr.Error()
 	}
-	status.Queue.Waiting += int(s.inLines.Load())
 	for _, key := range s.keys {
 		if s.refused[key.ID] != nil {
 			status.Refused = append(status.Refused, key.Name)
