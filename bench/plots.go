@@ -168,7 +168,7 @@ func signaturePanel(a *AlgorithmResult, legends []plot.Legend) (*plot.Plot, erro
 		colour       color.Color
 	}{
 		{"through the three processes", "", blue},
-		{"the same with the client library, which verifies", "library, ", orange},
+		{"with the client library, which verifies", "library, ", orange},
 	} {
 		points := make(plotter.XYs, len(inFlight))
 		for i, n := range inFlight {
