@@ -98,7 +98,8 @@ var tpmLoads = []load{
 
 // measureTPM takes turns between one swtpm that is driven directly and another behind all three programs.
 func measureTPM(s *stage, r *Results) {
-	raw := startWorker(s, "tpm", nil, tpmSettings{s.startTPM()})
+	var raw *worker
+	s.asUnit(func() { raw = startWorker(s, "tpm", nil, tpmSettings{s.startTPM()}) })
 	chain := s.newTPMChain(s.startTPM())
 	client := s.newClient(chain)
 	for algorithm := range tpmTemplates {

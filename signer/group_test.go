@@ -2,7 +2,6 @@ package signer
 
 import (
 	"context"
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/sha256"
 	"encoding/hex"
@@ -19,7 +18,6 @@ import (
 	"github.com/google/uuid"
 
 	"chancery/audit"
-	"chancery/signer/queue"
 	"chancery/token"
 	"chancery/token/worker"
 	"chancery/tunnel/wire"
@@ -514,34 +512,6 @@ func TestARevocationInAQueueStopsTheGroup(t *testing.T) {
 	close(release)
 	for _, answer := range alice.receiveAll(append(ids, blocking))[:3] {
 		want[*wire.Error](alice, answer)
-	}
-}
-
-// TestTheEndOfAFastBatchIsNotCutFine, since calls for one signature each cost more than they gain.
-func TestTheEndOfAFastBatchIsNotCutFine(t *testing.T) {
-	for name, test := range map[string]struct {
-		each time.Duration
-		want []int
-	}{
-		"fast":    {worthwhileTime / 6, []int{6, 6}},
-		"slow":    {worthwhileTime, []int{3, 2, 1, 1, 1, 1, 1, 1, 1}},
-		"unknown": {0, []int{1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1}},
-	} {
-		home := &slot{queue: queue.New(queue.Config{Slots: 4}), pace: newPace()}
-		if test.each > 0 {
-			home.pace.measured(token.P256, test.each)
-		}
-		c := &cutter{opened: unlocked{home: &openToken{slot: home}, algorithm: token.P256}, jobs: make([]job, 12)}
-		for i := range c.jobs {
-			c.jobs[i].options = crypto.SHA256
-		}
-		var sizes []int
-		for p, ok := c.next(); ok; p, ok = c.next() {
-			sizes = append(sizes, p.to-p.from)
-		}
-		if !slices.Equal(sizes, test.want) {
-			t.Errorf("%s: pieces of %v, want %v", name, sizes, test.want)
-		}
 	}
 }
 

@@ -186,8 +186,8 @@ func (c *cutter) next() (piece, bool) {
 	if len(left) == 0 {
 		return piece{}, false
 	}
-	size, n := min(max(c.opened.pieceSize(len(left)), c.opened.worthwhile()), len(left)), 1
-	for n < size && left[n].hash() == left[0].hash() {
+	size, n := c.opened.pieceSize(len(left)), 1
+	for n < min(size, len(left)) && left[n].hash() == left[0].hash() {
 		n++
 	}
 	p := piece{c.cut, c.cut + n}
@@ -200,24 +200,12 @@ const (
 	maxPiece = 16
 	// pieceTime bounds for how long a call keeps a place at the token: others' turns must come soon.
 	pieceTime = 100 * time.Millisecond
-	// worthwhileTime is what a call for a piece of a batch should take where there are enough signatures. Shorter ones would let the
-	// batch end by as much sooner, at the price of as many calls as signatures.
-	worthwhileTime = time.Millisecond
 )
 
 // pieceSize is how many of a session's signatures with the key go to the token in one call.
 func (u *unlocked) pieceSize(signatures int) int {
 	slot := u.home.slot
 	return pieceSize(slot.pace.of(u.algorithm), slot.queue.Slots(), signatures)
-}
-
-// worthwhile is how many signatures with the key make a call worthwhile.
-func (u *unlocked) worthwhile() int {
-	each := u.home.slot.pace.of(u.algorithm)
-	if each <= 0 {
-		return 1
-	}
-	return min(int(worthwhileTime/each), maxPiece)
 }
 
 // pieceSize has signatures fill all the calls that the token takes at once before two of them share one. While nobody knows how long
