@@ -19,6 +19,9 @@ func (s *stage) profile(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
+	load := order{Task: "rate", Key: s.options.profiledKey(), Parallel: 64, For: time.Second}
+	s.client.do(load) // the token's process starts with the first unlock
+	load.For = profiled
 	for _, process := range []struct {
 		name string
 		pid  int
@@ -28,7 +31,6 @@ func (s *stage) profile(dir string) error {
 		{"bridge", s.chain.Bridge.Command.Process.Pid},
 		{"client", s.client.pid},
 	} {
-		s.client.do(order{Task: "rate", Key: s.options.profiledKey(), Parallel: 64, For: time.Second})
 		recorded := filepath.Join(dir, process.name+".perf")
 		perf := exec.Command("perf", "record", "-q", "-F", "999", "--call-graph", "fp", "-o", recorded,
 			"-p", fmt.Sprint(process.pid), "--", "sleep", fmt.Sprint(profiled.Seconds()))
@@ -36,7 +38,7 @@ func (s *stage) profile(dir string) error {
 		if err := perf.Start(); err != nil {
 			return err
 		}
-		a := s.client.do(order{Task: "rate", Key: s.options.profiledKey(), Parallel: 64, For: profiled})
+		a := s.client.do(load)
 		if err := perf.Wait(); err != nil {
 			return fmt.Errorf("perf record: %w", err)
 		}
