@@ -30,18 +30,28 @@ type clients struct {
 }
 
 func newClientTasks(_ context.Context, settings *json.Decoder) (tasks, error) {
-	c := &clients{unlocked: make(map[string]*client.Key)}
-	if err := settings.Decode(&c.settings); err != nil {
+	var s clientSettings
+	if err := settings.Decode(&s); err != nil {
 		return nil, err
 	}
-	identity, _, err := certfile.Load(certfile.Files{CA: c.settings.CA, Certificate: c.settings.Certificate, Key: c.settings.Key})
+	c, err := newClients(s)
 	if err != nil {
 		return nil, err
 	}
-	c.tunnel = &tunnel.Config{Bridge: c.settings.Bridge, Outer: identity.OuterDialer("localhost"), Inner: identity.InnerDialer("server.lab")}
 	return tasks{
 		"rate": c.rate, "latency": c.latency, "library": c.libraryRate,
 		"echo": c.echo, "connect echo": c.connectEcho, "connect": c.connect, "hold": c.hold,
+	}, nil
+}
+
+func newClients(s clientSettings) (*clients, error) {
+	identity, _, err := certfile.Load(certfile.Files{CA: s.CA, Certificate: s.Certificate, Key: s.Key})
+	if err != nil {
+		return nil, err
+	}
+	return &clients{
+		settings: s, unlocked: make(map[string]*client.Key),
+		tunnel: &tunnel.Config{Bridge: s.Bridge, Outer: identity.OuterDialer("localhost"), Inner: identity.InnerDialer("server.lab")},
 	}, nil
 }
 
@@ -208,13 +218,22 @@ func (c *clients) hold(ctx context.Context, o order) (answer, error) {
 
 // echo times round trips of one connection to an echo server.
 func (c *clients) echo(ctx context.Context, o order) (answer, error) {
+	conn, err := c.echoConn(ctx)
+	if err != nil {
+		return answer{}, err
+	}
+	message := make([]byte, echoSize)
+	return timed(ctx, o.For, func(context.Context, int) error { return echoOnce(conn, message) })
+}
+
+// echoConn returns a connection to an echo server, dialled once.
+func (c *clients) echoConn(ctx context.Context) (*tunnel.Conn, error) {
 	if len(c.idle) == 0 {
 		conn, err := tunnel.Dial(ctx, c.tunnel)
 		if err != nil {
-			return answer{}, err
+			return nil, err
 		}
 		c.idle = append(c.idle, conn)
 	}
-	message := make([]byte, echoSize)
-	return timed(ctx, o.For, func(context.Context, int) error { return echoOnce(c.idle[0], message) })
+	return c.idle[0], nil
 }

@@ -12,7 +12,7 @@ type ConnectResult struct {
 }
 
 func measureConnects(s *stage, r *Results) {
-	bare := s.newEchoClient()
+	bare := s.newClient(s.newEchoLab())
 	var chainTimes, bareTimes samples
 	result := &ConnectResult{}
 	for repetition := range s.repetitions + 1 {

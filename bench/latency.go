@@ -1,11 +1,8 @@
 package main
 
 import (
-	"os"
 	"path/filepath"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"chancery/e2e/lab"
 )
@@ -21,10 +18,11 @@ type LatencyResult struct {
 type RequestTimes struct {
 	Algorithm string
 	Raw       Times // the token alone
+	Parts     Times // echo, signature of the token alone and fdatasync, one after the other
 	Chain     Times // one signature through all three processes
-	// Ratio is the chain's median over those of echo, fdatasync and raw together,
-	// repetition by repetition; WithoutFsync leaves fdatasync out.
-	Ratio, WithoutFsync float64
+	// Ratio is the chain's median over those of echo, fdatasync and raw together, each of which was measured by itself,
+	// repetition by repetition; WithoutFsync leaves fdatasync out; OfParts is over that of Parts.
+	Ratio, WithoutFsync, OfParts float64
 }
 
 // Times are the quantiles of all samples, in microseconds, and each slice's median.
@@ -49,21 +47,27 @@ func (c *samples) times() Times {
 }
 
 func measureLatency(s *stage, r *Results) {
-	echo := s.newEchoClient()
+	echoLab := s.newEchoLab()
+	echo, all := s.newClient(echoLab), s.newPartsWorker(echoLab)
+	disk, err := newAppender(filepath.Join(s.chain.Dir, "fsync"))
+	s.must(err)
+	defer disk.file.Close()
 	var echoes, syncs samples
-	raws, chains := make([]samples, len(s.options.keys)), make([]samples, len(s.options.keys))
+	raws, parts, chains := make([]samples, len(s.options.keys)), make([]samples, len(s.options.keys)), make([]samples, len(s.options.keys))
 	for repetition := range s.repetitions + 1 {
 		echoed := echo.do(order{Task: "echo", For: s.slice / 2}).Samples
-		synced := s.fsyncs(s.slice / 2)
+		appended, err := disk.appends(s.slice / 2)
+		s.must(err)
 		if repetition > 0 {
 			echoes.add(echoed)
-			syncs.add(synced)
+			syncs.add(appended.Samples)
 		}
 		for i, algorithm := range s.options.keys {
-			raw := s.raw.do(order{Task: "latency", Key: algorithm, For: s.slice / 2}).Samples
-			chain := s.client.do(order{Task: "latency", Key: algorithm, For: s.slice / 2}).Samples
+			one := order{Task: "latency", Key: algorithm, For: s.slice / 2}
+			raw, part, chain := s.raw.do(one).Samples, all.do(one).Samples, s.client.do(one).Samples
 			if repetition > 0 {
 				raws[i].add(raw)
+				parts[i].add(part)
 				chains[i].add(chain)
 			}
 		}
@@ -72,8 +76,9 @@ func measureLatency(s *stage, r *Results) {
 	for i, algorithm := range s.options.keys {
 		with, without := sums(echoes.medians, syncs.medians, raws[i].medians), sums(echoes.medians, raws[i].medians)
 		result.Requests = append(result.Requests, RequestTimes{
-			Algorithm: algorithm, Raw: raws[i].times(), Chain: chains[i].times(),
+			Algorithm: algorithm, Raw: raws[i].times(), Parts: parts[i].times(), Chain: chains[i].times(),
 			Ratio: median(ratios(chains[i].medians, with)), WithoutFsync: median(ratios(chains[i].medians, without)),
+			OfParts: median(ratios(chains[i].medians, parts[i].medians)),
 		})
 	}
 	r.Latency = result
@@ -89,29 +94,21 @@ func sums(columns ...[]float64) []float64 {
 	return out
 }
 
-// newEchoClient starts a bridge with an echo server behind it, and a client for it.
-func (s *stage) newEchoClient() *worker {
+// newEchoLab starts a bridge with an echo server behind it.
+func (s *stage) newEchoLab() *lab.Lab {
 	var l *lab.Lab
 	s.asUnit(func() { l = lab.New(s, s.programs, lab.Driver{Environment: everyLab, Add: func(*lab.Lab) {}}) })
 	startWorker(s, "echo", nil, echoSettings{
 		Bridge: l.Servers, CA: l.Path("pki/ca.crt"), Certificate: l.Path("pki/server.lab.crt"), Key: l.Path("pki/server.lab.key"),
 	})
-	return s.newClient(l)
+	return l
 }
 
-// fsyncs appends to a file beside the server's state and times each fdatasync.
-func (s *stage) fsyncs(d time.Duration) []time.Duration {
-	file, err := os.OpenFile(filepath.Join(s.chain.Dir, "fsync"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	s.must(err)
-	defer file.Close()
-	record := make([]byte, echoSize)
-	var took []time.Duration
-	for begin := time.Now(); time.Since(begin) < d; {
-		one := time.Now()
-		_, err := file.Write(record)
-		s.must(err)
-		s.must(unix.Fdatasync(int(file.Fd())))
-		took = append(took, time.Since(one))
-	}
-	return took
+// newPartsWorker starts a worker with the echo server, the chain's token and a file beside the server's state.
+func (s *stage) newPartsWorker(echo *lab.Lab) *worker {
+	var w *worker
+	s.asUnit(func() {
+		w = startWorker(s, "parts", s.chain.Environment, partsSettings{Echo: settingsFor(echo), Raw: s.rawSettings(), File: filepath.Join(s.chain.Dir, "parts")})
+	})
+	return w
 }

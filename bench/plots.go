@@ -280,6 +280,7 @@ func (r *Results) plotLatency(path string) error {
 		request := r.Latency.Requests[i]
 		rows = append(rows,
 			row{"request, " + titles[request.Algorithm], request.Chain, blue},
+			row{"the three in turn, " + titles[request.Algorithm], request.Parts, green},
 			row{"raw token, " + titles[request.Algorithm], request.Raw, black})
 	}
 	rows = append(rows, row{"fdatasync", r.Latency.Fsync, green}, row{"echo, bare tunnel", r.Latency.Echo, green})

@@ -36,14 +36,19 @@ func newRaw(_ context.Context, settings *json.Decoder) (tasks, error) {
 	if err := settings.Decode(&s); err != nil {
 		return nil, err
 	}
+	r, err := openRaw(s)
+	if err != nil {
+		return nil, err
+	}
+	return tasks{"rate": r.rate, "latency": r.latency}, nil
+}
+
+func openRaw(s rawSettings) (*raw, error) {
 	r := &raw{api: pkcs11.New(s.Module), keys: make(map[string]rawKey)}
 	if r.api == nil {
 		return nil, fmt.Errorf("the module %s cannot be loaded", s.Module)
 	}
-	if err := r.open(s); err != nil {
-		return nil, err
-	}
-	return tasks{"rate": r.rate, "latency": r.latency}, nil
+	return r, r.open(s)
 }
 
 func (r *raw) open(s rawSettings) error {

@@ -67,7 +67,8 @@ func (r *Results) targets(b *strings.Builder) {
 	}
 	if r.Latency != nil {
 		for _, request := range r.Latency.Requests {
-			targets = append(targets, target{titles[request.Algorithm] + ", one request, of echo + fdatasync + raw", request.Ratio, 1.3, false})
+			one := titles[request.Algorithm] + ", one request, of echo + fdatasync + raw, "
+			targets = append(targets, target{one + "each by itself", request.Ratio, 1.3, false}, target{one + "in turn", request.OfParts, 1.3, false})
 		}
 	}
 	if r.Connects != nil {
@@ -138,19 +139,23 @@ func (r *Results) latencyTable(b *strings.Builder) {
 	if r.Latency == nil {
 		return
 	}
-	row := func(what string, t Times, ratio, without string) []string {
-		return []string{what, fmt.Sprintf("%.0f", t.P50), fmt.Sprintf("%.0f", t.P99), ratio, without}
+	row := func(what string, t Times, ratios ...string) []string {
+		row := []string{what, fmt.Sprintf("%.0f", t.P50), fmt.Sprintf("%.0f", t.P99), "", "", ""}
+		copy(row[3:], ratios)
+		return row
 	}
 	rows := [][]string{
-		row("echo of 300 bytes through the bare tunnel", r.Latency.Echo, "", ""),
-		row("fdatasync of 300 bytes", r.Latency.Fsync, "", ""),
+		row("echo of 300 bytes through the bare tunnel", r.Latency.Echo),
+		row("fdatasync of 300 bytes", r.Latency.Fsync),
 	}
 	for _, request := range r.Latency.Requests {
 		rows = append(rows,
-			row("raw signature, "+titles[request.Algorithm], request.Raw, "", ""),
-			row("request to sign, "+titles[request.Algorithm], request.Chain, fmt.Sprintf("**%.2f**", request.Ratio), fmt.Sprintf("%.2f", request.WithoutFsync)))
+			row("raw signature, "+titles[request.Algorithm], request.Raw),
+			row("echo, raw signature and fdatasync in turn, "+titles[request.Algorithm], request.Parts),
+			row("request to sign, "+titles[request.Algorithm], request.Chain,
+				fmt.Sprintf("**%.2f**", request.Ratio), fmt.Sprintf("%.2f", request.WithoutFsync), fmt.Sprintf("**%.2f**", request.OfParts)))
 	}
-	table(b, "One thing at a time, in µs", []string{"what", "p50", "p99", "of echo + fdatasync + raw", "of echo + raw"}, rows)
+	table(b, "One thing at a time, in µs", []string{"what", "p50", "p99", "of echo + fdatasync + raw", "of echo + raw", "of the three in turn"}, rows)
 }
 
 func (r *Results) connectTable(b *strings.Builder) {

@@ -53,9 +53,15 @@ func onStage(o options, act func(*stage) error) (err error) {
 	s.chain = s.newChain(variant{})
 	s.client = s.newClient(s.chain)
 	s.asUnit(func() { // under the same conditions as the chain
-		s.raw = startWorker(s, "raw", s.chain.Environment, rawSettings{Module: s.chain.HSM.Store.Module, Serial: s.chain.HSM.Serial, PIN: string(s.chain.HSM.PIN)})
+		s.raw = startWorker(s, "raw", s.chain.Environment, s.rawSettings())
 	})
 	return act(s)
+}
+
+// rawSettings name the chain's token.
+func (s *stage) rawSettings() rawSettings {
+	hsm := s.chain.HSM
+	return rawSettings{Module: hsm.Store.Module, Serial: hsm.Serial, PIN: string(hsm.PIN)}
 }
 
 // sliceOf is a slice for signatures with a key. Those that take milliseconds need longer: 64 in flight should go round more often
@@ -124,10 +130,14 @@ func (h *host) asUnit(start func()) {
 
 // newClient starts a client process for a lab.
 func (s *stage) newClient(l *lab.Lab) *worker {
-	return startWorker(s, "client", nil, clientSettings{
+	return startWorker(s, "client", nil, settingsFor(l))
+}
+
+func settingsFor(l *lab.Lab) clientSettings {
+	return clientSettings{
 		Bridge: l.Clients, CA: l.Path("pki/ca.crt"), Certificate: l.Path("pki/alice.crt"), Key: l.Path("pki/alice.key"),
 		Passphrase: lab.AlicePassphrase,
-	})
+	}
 }
 
 // host is the lab.TB of a program that is no test.

@@ -74,6 +74,7 @@ var kinds = map[string]func(context.Context, *json.Decoder) (tasks, error){
 	"raw":     newRaw,
 	"client":  newClientTasks,
 	"echo":    newEcho,
+	"parts":   newParts,
 	"custody": newCustody,
 	"tpm":     newRawTPM,
 }
