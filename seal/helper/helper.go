@@ -103,16 +103,16 @@ func (k *Keeper) ask(ctx context.Context, q question) (a answer, err error) {
 	command.Stdin = bytes.NewReader(asked)
 	command.WaitDelay = killedWithin
 	var said, complaint limited
-	defer func() { clear(said.Bytes()) }()
+	defer func() { clear(said.kept.Bytes()) }()
 	command.Stdout, command.Stderr = &said, &complaint
 	err = command.Run()
 	if ctx.Err() != nil {
 		return a, fmt.Errorf("%w: it did not answer in time: %w", seal.ErrAbsent, ctx.Err())
 	}
 	if err != nil {
-		return a, fmt.Errorf("%w: the helper process failed: %w: %.512q", seal.ErrAbsent, err, complaint.String())
+		return a, fmt.Errorf("%w: the helper process failed: %w: %.512q", seal.ErrAbsent, err, complaint.kept.String())
 	}
-	if err := json.Unmarshal(said.Bytes(), &a); err != nil {
+	if err := json.Unmarshal(said.kept.Bytes(), &a); err != nil {
 		return answer{}, fmt.Errorf("%w: the helper process answered something else", seal.ErrAbsent)
 	}
 	for _, notice := range a.Notices {
@@ -187,13 +187,11 @@ func refusal(err error) answer {
 	return answer{Error: err.Error()}
 }
 
-// limited keeps the first maxMessage bytes.
-type limited struct{ bytes.Buffer }
+// limited keeps the first maxMessage bytes of what a process prints, and lets it print on. Its buffer is no embedded one:
+// io.Copy, by which package exec fills it, would call the buffer's ReadFrom, which knows no bound, and not Write.
+type limited struct{ kept bytes.Buffer }
 
 func (l *limited) Write(p []byte) (int, error) {
-	if room := maxMessage - l.Len(); len(p) > room {
-		l.Buffer.Write(p[:max(room, 0)])
-		return len(p), nil
-	}
-	return l.Buffer.Write(p)
+	l.kept.Write(p[:min(len(p), maxMessage-l.kept.Len())])
+	return len(p), nil
 }

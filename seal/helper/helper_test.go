@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -110,6 +111,27 @@ func TestAHelperThatFailsIsAbsent(t *testing.T) {
 	missing.Command = func(ctx context.Context) *exec.Cmd { return exec.CommandContext(ctx, "/nonexistent") }
 	if _, err := missing.Share(t.Context(), nil); !errors.Is(err, seal.ErrAbsent) {
 		t.Errorf("missing: %v", err)
+	}
+}
+
+// TestWhatAHelperPrintsIsBounded: a module that prints without end does not cost the process that asks its memory.
+func TestWhatAHelperPrintsIsBounded(t *testing.T) {
+	const printed, bound = 64 << 20, 8 << 20
+	for name, script := range map[string]string{"output": "", "errors": ">&2"} {
+		noisy := ask("")
+		noisy.Command = func(ctx context.Context) *exec.Cmd {
+			return exec.CommandContext(ctx, "sh", "-c", fmt.Sprintf("head -c %d /dev/zero %s; exit 1", printed, script))
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := noisy.Share(t.Context(), nil)
+		runtime.ReadMemStats(&after)
+		if !errors.Is(err, seal.ErrAbsent) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if took := after.TotalAlloc - before.TotalAlloc; took > bound {
+			t.Errorf("%s: asking took %d bytes of memory", name, took)
+		}
 	}
 }
 
