@@ -121,8 +121,8 @@ func (t *Token) reconnect(ctx context.Context) error {
 		if !old.dead.Load() {
 			return nil // another caller was first
 		}
-		loaded.Lock()
-		defer loaded.Unlock()
+		t.module.library.Lock()
+		defer t.module.library.Unlock()
 		slot, _, err := find(t.module.api, Config{Module: t.cfg.Module, Serial: t.serial, Label: t.cfg.Label})
 		if err != nil {
 			return err

@@ -348,6 +348,75 @@ func TestHanging(t *testing.T) {
 	}
 }
 
+// TestAHangingModuleStopsNoOther has one module hang where it is opened, and meanwhile a token behind another one replace its sessions,
+// and be opened and closed.
+func TestAHangingModuleStopsNoOther(t *testing.T) {
+	hsm := softhsm.ForTest(t)
+	hanging, good := &bench{faulty.BuildApart(t), hsm}, &bench{faulty.BuildApart(t), hsm}
+	_, keys := good.open(t)
+	t.Cleanup(func() { hanging.Clear(t) })
+	for _, function := range []string{"C_GetSlotList", "C_GetTokenInfo", "C_OpenSession"} {
+		hanging.Set(t, "hang "+function)
+		before := hanging.Calls(t, function)
+		opened := make(chan error, 1)
+		go func() { opened <- openAndClose(hanging.config()) }()
+		for hanging.Calls(t, function) == before {
+			time.Sleep(time.Millisecond)
+		}
+		inTime(t, function+": open and close", func() error { return openAndClose(good.config()) })
+		for _, key := range keys {
+			good.Set(t, "return CKR_DEVICE_ERROR C_Sign 1")
+			inTime(t, function+": sign on new sessions", func() error { return signVerified(t.Context(), key) })
+		}
+		hanging.Clear(t)
+		if err := <-opened; err != nil {
+			t.Errorf("%s: the one that hung: %v", function, err)
+		}
+	}
+}
+
+func openAndClose(cfg pkcs11.Config) error {
+	tok, err := pkcs11.Open(cfg)
+	if err != nil {
+		return err
+	}
+	return tok.Close()
+}
+
+// inTime has something done that takes much less than the time it is given.
+func inTime(t *testing.T, what string, do func() error) {
+	t.Helper()
+	done := make(chan error, 1)
+	go func() { done <- do() }()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatalf("%s: it hangs, too", what)
+	}
+}
+
+// TestOpenAndCloseConcurrently has a module initialised and finalised again and again, while others use it or are about to.
+func TestOpenAndCloseConcurrently(t *testing.T) {
+	hsm := softhsm.ForTest(t)
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			for range 8 {
+				if err := openAndClose(config(hsm)); err != nil {
+					t.Error(err)
+				}
+				if _, err := pkcs11.List(hsm.Store.Module); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
 // TestNotMadeTwice fails in the middle of what must not be repeated.
 func TestNotMadeTwice(t *testing.T) {
 	b := newBench(t)

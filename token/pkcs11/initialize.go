@@ -35,13 +35,13 @@ func Initialize(cfg NewTokenConfig) (serial string, err error) {
 }
 
 func initialize(cfg NewTokenConfig) (serial string, err error) {
-	loaded.Lock()
-	defer loaded.Unlock()
-	path, err := canonical(cfg.Module)
+	l, err := libraryAt(cfg.Module)
 	if err != nil {
 		return "", err
 	}
-	err = withModule(path, func(api *p11.Ctx) error {
+	l.Lock()
+	defer l.Unlock()
+	err = l.withModule(func(api *p11.Ctx) error {
 		slot, err := blankSlot(api)
 		if err != nil {
 			return err

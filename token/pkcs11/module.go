@@ -14,48 +14,72 @@ import (
 	"chancery/token"
 )
 
-// loaded holds the modules in use. Its lock is held while a module is
-// initialised or finalised, and while sessions are opened: those calls concern
-// the whole process.
+// libraries holds each PKCS#11 library that was asked for, by its canonical path, for good: a configuration names few.
+// Its lock is held for a look at the map and over no call into a module.
+var libraries = struct {
+	sync.Mutex
+	byPath map[string]*library
+}{byPath: map[string]*library{}}
+
+// library is a PKCS#11 library on the disk. Its lock is held while its module is initialised or finalised, and while
+// sessions are opened: those calls concern the whole process. Each library has a lock of its own, so that a module
+// which hangs there keeps nobody from another one. Nobody takes two of them.
 //
 // The first crypto11 context of a module calls C_Initialize and the last one
 // C_Finalize; it does not accept a module that somebody else has initialised.
-// A module in use here therefore always has a crypto11 context.
-var loaded = struct {
+// A module in use here therefore always has a crypto11 context. crypto11 does both under one lock for all modules, so
+// that one which hangs in them stops the others all the same. C_Initialize is called here before, by look, without that lock.
+type library struct {
 	sync.Mutex
-	modules map[string]*module
-}{modules: map[string]*module{}}
+	path string
+	use  *module // nil while no Token has it open
+}
 
 // module is an initialised module, shared by the Tokens open on it.
 type module struct {
-	path  string
-	api   *p11.Ctx
-	users int
-	epoch atomic.Uint64 // grows when handles may have gone stale; never 0
+	library *library
+	api     *p11.Ctx
+	users   int
+	epoch   atomic.Uint64 // grows when handles may have gone stale; never 0
 }
 
-// acquire counts one more user of a module that a crypto11 context has
-// initialised. The caller holds loaded.
-func acquire(path string) (*module, error) {
-	if m, ok := loaded.modules[path]; ok {
-		m.users++
-		return m, nil
-	}
-	api, err := load(path)
+// libraryAt returns the one library of a path.
+func libraryAt(path string) (*library, error) {
+	path, err := canonical(path)
 	if err != nil {
 		return nil, err
 	}
-	m := &module{path: path, api: api, users: 1}
-	m.epoch.Store(1)
-	loaded.modules[path] = m
-	return m, nil
+	libraries.Lock()
+	defer libraries.Unlock()
+	l, ok := libraries.byPath[path]
+	if !ok {
+		l = &library{path: path}
+		libraries.byPath[path] = l
+	}
+	return l, nil
 }
 
-// release counts one user less. The caller holds loaded.
+// acquire counts one more user of a module that a crypto11 context has
+// initialised. The caller holds the library.
+func (l *library) acquire() (*module, error) {
+	if l.use != nil {
+		l.use.users++
+		return l.use, nil
+	}
+	api, err := load(l.path)
+	if err != nil {
+		return nil, err
+	}
+	l.use = &module{library: l, api: api, users: 1}
+	l.use.epoch.Store(1)
+	return l.use, nil
+}
+
+// release counts one user less. The caller holds the library.
 func (m *module) release() {
 	m.users--
 	if m.users == 0 {
-		delete(loaded.modules, m.path)
+		m.library.use = nil
 		m.api.Destroy()
 	}
 }
@@ -81,12 +105,12 @@ func load(path string) (*p11.Ctx, error) {
 }
 
 // withModule runs use on an initialised module, for a moment when no Token has
-// it open. The caller holds loaded.
-func withModule(path string, use func(api *p11.Ctx) error) error {
-	if m, ok := loaded.modules[path]; ok {
-		return use(m.api)
+// it open. The caller holds the library.
+func (l *library) withModule(use func(api *p11.Ctx) error) error {
+	if l.use != nil {
+		return use(l.use.api)
 	}
-	api, err := load(path)
+	api, err := load(l.path)
 	if err != nil {
 		return err
 	}
@@ -97,7 +121,7 @@ func withModule(path string, use func(api *p11.Ctx) error) error {
 	case hasCode(err, p11.CKR_CRYPTOKI_ALREADY_INITIALIZED):
 		// Somebody else's to finalise.
 	default:
-		return fmt.Errorf("initialise %s: %w", path, err)
+		return fmt.Errorf("initialise %s: %w", l.path, err)
 	}
 	return use(api)
 }
@@ -109,10 +133,10 @@ type sighting struct {
 	mechanisms mechanisms
 }
 
-// look finds the one token that cfg selects. The caller holds loaded.
-func look(cfg Config) (*sighting, error) {
+// look finds the one token that cfg selects. The caller holds the library.
+func (l *library) look(cfg Config) (*sighting, error) {
 	var seen *sighting
-	err := withModule(cfg.Module, func(api *p11.Ctx) error {
+	err := l.withModule(func(api *p11.Ctx) error {
 		slot, info, err := find(api, cfg)
 		if err != nil {
 			return err
@@ -187,14 +211,14 @@ func List(modulePath string) ([]token.Info, error) {
 }
 
 func list(modulePath string) ([]token.Info, error) {
-	loaded.Lock()
-	defer loaded.Unlock()
-	path, err := canonical(modulePath)
+	l, err := libraryAt(modulePath)
 	if err != nil {
 		return nil, err
 	}
+	l.Lock()
+	defer l.Unlock()
 	var infos []token.Info
-	err = withModule(path, func(api *p11.Ctx) error {
+	err = l.withModule(func(api *p11.Ctx) error {
 		all, err := present(api)
 		if err != nil {
 			return err

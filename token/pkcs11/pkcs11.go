@@ -34,6 +34,11 @@
 // session, not the C function that runs on it. Put a token whose module may
 // hang in a process of its own and end that process.
 //
+// A module that hangs keeps nobody from another module, if they are different
+// files: while one is opened, closed or given new sessions, it has a lock of its
+// own. The exception is a hang in C_Initialize, when it had returned a moment before, or in
+// C_Finalize: crypto11 makes both calls under one lock for all modules.
+//
 // # Processes
 //
 // Login state belongs to the process: two Tokens opened on one token in one
@@ -168,14 +173,14 @@ func (c *Config) selection() string {
 }
 
 func open(cfg Config) (*Token, error) {
-	loaded.Lock()
-	defer loaded.Unlock()
-	path, err := canonical(cfg.Module)
+	l, err := libraryAt(cfg.Module)
 	if err != nil {
 		return nil, err
 	}
-	cfg.Module = path
-	seen, err := look(cfg)
+	l.Lock()
+	defer l.Unlock()
+	cfg.Module = l.path
+	seen, err := l.look(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -186,7 +191,7 @@ func open(cfg Config) (*Token, error) {
 	if t.anchor, err = t.connect(seen.slot, minPool+1); err != nil {
 		return nil, err
 	}
-	if t.module, err = acquire(path); err != nil {
+	if t.module, err = l.acquire(); err != nil {
 		t.anchor.Close()
 		return nil, err
 	}
@@ -281,8 +286,8 @@ func (t *Token) closeWhenIdle() error {
 	if t.raw.closeAll(ctx) != nil {
 		return fmt.Errorf("a call has not returned from the module: %w", token.ErrBusy)
 	}
-	loaded.Lock()
-	defer loaded.Unlock()
+	t.module.library.Lock()
+	defer t.module.library.Unlock()
 	t.current().Close()
 	t.anchor.Close()
 	t.module.release()

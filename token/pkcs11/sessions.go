@@ -55,7 +55,7 @@ func sessionLimit(wanted int, info p11.TokenInfo) (int, error) {
 }
 
 // openSessions opens all sessions of a token but the anchor's: up to limit, or as many as the token gives when
-// those are fewer. The caller holds loaded.
+// those are fewer. The caller holds the library.
 func (t *Token) openSessions(limit int, edwards bool) error {
 	for {
 		t.plan = planSessions(limit, edwards)
@@ -90,8 +90,8 @@ func (t *Token) openPlanned() (opened int, err error) {
 		return opened, fmt.Errorf("open session: %w", err)
 	}
 	raw.open = func() (p11.SessionHandle, error) { // one at a time from now on, too
-		loaded.Lock()
-		defer loaded.Unlock()
+		t.module.library.Lock()
+		defer t.module.library.Unlock()
 		return t.openRaw()
 	}
 	t.raw = raw
