@@ -85,6 +85,18 @@ func (g *Guard) Wrap(t token.Token) token.Token {
 	return guarded
 }
 
+// Inside puts what wrap makes of a token between it and its guard, if it has one. A watch over the calls to the token then takes
+// neither the wait for another process's login for one of them, nor the slow hashing.
+func Inside(t token.Token, wrap func(token.Token) token.Token) token.Token {
+	switch outer := t.(type) {
+	case *guarded:
+		return outer.guard.Wrap(wrap(outer.Token))
+	case *attesting:
+		return outer.guard.Wrap(wrap(outer.Token))
+	}
+	return wrap(t)
+}
+
 // Clear forgets all PINs that are remembered of the token with this serial number, a damaged file included, and
 // tells how many they were (of a damaged file: none). While a login is under way it waits up to 15 seconds; token.ErrBusy
 // says that it is still going on, and a retry helps.

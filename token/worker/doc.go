@@ -20,7 +20,8 @@
 // # Calls that do not return
 //
 // A call into a module cannot be cancelled. One that takes longer than Config.CallTimeout ends its whole
-// process, and so does a process that no longer answers at all. Every call that was under way fails with ErrGone,
+// process, and so does a process that no longer answers at all. A login that waits for another process's login of
+// the same token (package guard) is no such call yet: it ends with token.ErrBusy when that takes too long. Every call that was under way fails with ErrGone,
 // Process.Done says so, and whoever wants the token again starts another process. A caller whose context ends is told at
 // once; its call holds its slot until the worker has answered, so that what nobody waits for any more does not pile up.
 //

@@ -28,6 +28,7 @@ type fakeConfig struct {
 	Slots int           // default 8
 	Login time.Duration // that a login takes
 	Stuck bool          // Close does not return
+	PINs  string        // directory of a guard around it
 }
 
 // fake is a token with one P-256 key that misbehaves as the beginning of a digest says: "hang", "panic", "abort", "lose" (the

@@ -15,6 +15,7 @@ import (
 
 	"chancery/softhsm"
 	"chancery/token"
+	"chancery/token/guard"
 	"chancery/token/pkcs11"
 	"chancery/token/soft"
 )
@@ -90,7 +91,11 @@ func openSpecified(_ context.Context, text []byte, _ *slog.Logger) (token.Token,
 	case "pkcs11":
 		return pkcs11.Open(s.PKCS11)
 	case "fake":
-		return openFake(s.Fake)
+		open, err := openFake(s.Fake)
+		if err != nil || s.Fake.PINs == "" {
+			return open, err
+		}
+		return guard.New(s.Fake.PINs).Wrap(open), nil
 	}
 	return nil, fmt.Errorf("driver %q: %w", s.Driver, token.ErrUnsupported)
 }

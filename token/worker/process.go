@@ -35,7 +35,7 @@ type Config struct {
 	// life, whatever comes over the link. Default DefaultDerivations. Not below what its caller has under way in all, or these wait here.
 	Derivations int
 
-	CallTimeout time.Duration // default 10 s: a call to the token that takes longer ends the process; waiting for others that end meanwhile does not count
+	CallTimeout time.Duration // default 10 s: a call to the token that takes longer ends the process; waiting for others that end meanwhile, or for another process's login, does not count
 	OpenTimeout time.Duration // default 30 s: from starting the process until the token is open
 	PingEvery   time.Duration // default 5 s; a process that leaves a ping unanswered for twice as long is ended
 }

@@ -20,6 +20,7 @@ import (
 
 	"chancery/softhsm/faulty"
 	"chancery/token"
+	"chancery/token/guard"
 )
 
 func TestTokens(t *testing.T) {
@@ -201,6 +202,51 @@ func TestADerivationIsOverWhenItsProcessIs(t *testing.T) {
 	if derived, _ := ledger.seen(); derived != 1 {
 		t.Errorf("told %d times of a derivation", derived)
 	}
+}
+
+// slowLogin is a token whose login takes as long as somebody likes.
+type slowLogin struct {
+	*fake
+	begun, end chan struct{}
+}
+
+func (s slowLogin) Login(context.Context, []byte) error {
+	close(s.begun)
+	<-s.end
+	return nil
+}
+
+// TestWaitingForAnotherProcessesLoginIsNoHang: an operator's command that is logging in to the token for longer than a call may take
+// costs an unlock that time, and the process nothing.
+func TestWaitingForAnotherProcessesLoginIsNoHang(t *testing.T) {
+	const limit = 400 * time.Millisecond
+	s, home := newFakeHome(t, fakeConfig{PINs: t.TempDir()})
+	p := start(t, s, func(c *Config) { c.CallTimeout = limit })
+	open, err := openFake(s.Fake)
+	if err != nil {
+		t.Fatal(err)
+	}
+	operator := slowLogin{open, make(chan struct{}), make(chan struct{})}
+	var both sync.WaitGroup
+	both.Go(func() {
+		if err := guard.New(s.Fake.PINs).Wrap(operator).Login(t.Context(), []byte(rightPIN)); err != nil {
+			t.Errorf("the operator's login: %v", err)
+		}
+	})
+	<-operator.begun
+	u := home.unlocking(t, 0, 1)
+	both.Go(func() {
+		if _, err := p.Unlock(t.Context(), u, notebookOf(u)); err != nil {
+			t.Errorf("unlock: %v", err)
+		}
+	})
+	select {
+	case <-p.Done():
+		t.Errorf("the process has ended: %v", p.ended)
+	case <-time.After(3 * limit):
+	}
+	close(operator.end)
+	both.Wait()
 }
 
 func TestAProcessThatIgnoresClose(t *testing.T) {

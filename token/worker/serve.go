@@ -178,7 +178,7 @@ func (s *server) open(number uint64, what opening, open Opener) error {
 	if err != nil {
 		return errors.Join(err, s.fail(number, err))
 	}
-	s.vault = NewVault(&watched{t, s.watch}, s.log)
+	s.vault = NewVault(s.watch.over(t), s.log)
 	s.vault.unverified, s.vault.derivations = what.Unverified, make(chan struct{}, what.Derivations)
 	go s.watch.run(what.CallTimeout, s.ended, s.hung)
 	info, err := s.vault.Info(ctx)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"chancery/token"
+	"chancery/token/guard"
 )
 
 // watchRounds is in how many rounds a call's time is divided. Rounds are counted, and not time, which may pass while
@@ -88,6 +89,12 @@ func (w *watch) run(limit time.Duration, ended <-chan struct{}, hung func(what s
 			return
 		}
 	}
+}
+
+// over watches the calls to a token. What a guard does around them is not watched: it may wait for another process's login, which is
+// no reason to end this one.
+func (w *watch) over(t token.Token) token.Token {
+	return guard.Inside(t, func(inner token.Token) token.Token { return &watched{inner, w} })
 }
 
 // watched is a token whose calls are watched. What a worker never asks for is passed on unwatched.
