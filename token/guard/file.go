@@ -85,22 +85,37 @@ func (f *file) save(r *record) error {
 	if r.empty() {
 		return f.remove()
 	}
-	temporary := f.path + ".new"
-	if err := writeSynced(temporary, r.encode()); err != nil {
+	if err := removeFile(f.temporary()); err != nil {
 		return unusable(err)
 	}
-	if err := os.Rename(temporary, f.path); err != nil {
+	if err := writeSynced(f.temporary(), r.encode()); err != nil {
+		return unusable(err)
+	}
+	if err := os.Rename(f.temporary(), f.path); err != nil {
 		return unusable(err)
 	}
 	return f.syncHome()
 }
 
-// remove makes the record go durably.
+// temporary is where a record is written before it takes the former one's place.
+func (f *file) temporary() string { return f.path + ".new" }
+
+// remove makes the record go durably, and what an interrupted save has left.
 func (f *file) remove() error {
-	if err := os.Remove(f.path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return unusable(err)
+	for _, path := range []string{f.path, f.temporary()} {
+		if err := removeFile(path); err != nil {
+			return unusable(err)
+		}
 	}
 	return f.syncHome()
+}
+
+// removeFile is content where there is none.
+func removeFile(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 func (f *file) syncHome() error {
@@ -117,8 +132,10 @@ func (f *file) syncAbove() error {
 	return nil
 }
 
+// writeSynced makes a new file. Whatever is there already is not opened: the token's module may write to this directory, and
+// opening a FIFO of its would not return.
 func writeSynced(path string, data []byte) error {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY|unix.O_NOFOLLOW, 0o600)
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}

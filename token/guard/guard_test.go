@@ -11,6 +11,9 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"chancery/token"
 )
@@ -310,14 +313,14 @@ func TestUnusableDirectory(t *testing.T) {
 				t.Fatal(err)
 			}
 		},
-		"something in the new record's place": func(t *testing.T, directory string) {
+		"a full directory in the new record's place": func(t *testing.T, directory string) {
 			guard := quickGuard(directory)
 			f, err := guard.open(context.Background(), serial)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer f.close()
-			if err := os.Mkdir(f.path+".new", 0o700); err != nil {
+			if err := os.MkdirAll(filepath.Join(f.temporary(), "full"), 0o700); err != nil {
 				t.Fatal(err)
 			}
 		},
@@ -378,4 +381,50 @@ func TestHash(t *testing.T) {
 	c, guard := newCard("right"), New(newDirectory(t))
 	wantError(t, "wrong", login(guard.Wrap(c), "wrong"), token.ErrPINIncorrect)
 	wantError(t, "again", login(guard.Wrap(c), "wrong"), token.ErrPINRejected)
+}
+
+// TestWhatIsLeftInTheNextRecordsPlace: a login, and Clear, put aside what a killed process has left where the next record is written,
+// or what the token's module has made there, which may write to the directory.
+func TestWhatIsLeftInTheNextRecordsPlace(t *testing.T) {
+	outside := filepath.Join(t.TempDir(), "outside")
+	for name, plant := range map[string]func(path string) error{
+		"half a record":   func(path string) error { return os.WriteFile(path, []byte("half a rec"), 0o600) },
+		"a FIFO":          func(path string) error { return unix.Mkfifo(path, 0o600) },
+		"a link":          func(path string) error { return os.Symlink(outside, path) },
+		"an unread file":  func(path string) error { return os.WriteFile(path, nil, 0) },
+		"a directory":     func(path string) error { return os.Mkdir(path, 0o700) },
+		"a link to a dir": func(path string) error { return os.Symlink(filepath.Dir(outside), path) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			guard := quickGuard(newDirectory(t))
+			if _, err := guard.Prepare(t.Context(), serial); err != nil {
+				t.Fatal(err)
+			}
+			path := guard.file(serial).temporary()
+			planted := func() {
+				if err := plant(path); err != nil {
+					t.Fatal(err)
+				}
+			}
+			planted()
+			ended := make(chan error, 1)
+			go func() { ended <- login(guard.Wrap(newCard("right")), "wrong") }()
+			select {
+			case err := <-ended:
+				wantError(t, "login", err, token.ErrPINIncorrect)
+			case <-time.After(20 * time.Second):
+				t.Fatal("the login does not return")
+			}
+			planted()
+			if n, err := guard.Clear(serial); n != 1 || err != nil {
+				t.Errorf("cleared %d: %v", n, err)
+			}
+			if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("it is still there: %v", err)
+			}
+			if _, err := os.Lstat(outside); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("something was written outside: %v", err)
+			}
+		})
+	}
 }
