@@ -18,6 +18,7 @@ type key struct {
 	algorithm token.Algorithm
 	public    crypto.PublicKey
 	verifier  *token.Verifier
+	place     int // of the first member that has shown it; guarded by Token.mu
 }
 
 var _ token.Key = (*key)(nil)
@@ -103,6 +104,9 @@ func (t *Token) hold(m *member, open token.Token, k *key, h holding) {
 	if m.token != open {
 		return
 	}
+	if h.key != nil {
+		k.place = min(k.place, m.place)
+	}
 	if h.told = m.held[k].told; h.err != nil && h.told != h.err.Error() {
 		h.told = h.err.Error()
 		t.cfg.Log.Warn("a member of the token is left out for a key", "serial", t.cfg.Serial, "member", m.name, "key", fmt.Sprintf("%x", k.id), "error", h.err)
@@ -118,8 +122,8 @@ func (t *Token) Keys(ctx context.Context) ([]token.KeyInfo, error) {
 }
 
 // Key finds a key at the first member that has it as it is known. The other members' are found as they are needed.
-// Where some have it with another public half and none as it is known, the key was replaced by another of the
-// same identifier, and that is returned.
+// Another public half is returned, and known from then on, when a member shows it that comes before all that have shown the known
+// one, as the primary may that was away; and when some have another half and none the known one, for then the key was replaced.
 func (t *Token) Key(ctx context.Context, id []byte) (token.Key, error) {
 	t.mu.Lock()
 	known := t.keys[string(id)]
@@ -134,8 +138,8 @@ func (t *Token) Key(ctx context.Context, id []byte) (token.Key, error) {
 	return found, nil
 }
 
-// find asks the members for a key. With known it has to be that one, and another tells whether a member has
-// another; without, whichever is found first becomes the known one.
+// find asks the members for a key. With known it has to be that one, or one of a member that precedes it, and another tells whether
+// a member has another; without, whichever is found first becomes the known one.
 func (t *Token) find(ctx context.Context, id []byte, known *key) (found *key, another bool, err error) {
 	var others atomic.Bool
 	o := operation{what: fmt.Sprintf("find key %x", id), inOrder: true, login: true}
@@ -144,10 +148,11 @@ func (t *Token) find(ctx context.Context, id []byte, known *key) (found *key, an
 		if err != nil {
 			return nil, err
 		}
-		if known == nil {
+		differs := known != nil && !equal(own.Public(), known.public)
+		if known == nil || differs && t.precedes(m, known) {
 			return t.learn(m, open, own)
 		}
-		if !equal(own.Public(), known.public) {
+		if differs {
 			others.Store(true)
 			return nil, fmt.Errorf("its key %x has another public half than is known: %w", id, token.ErrMismatch)
 		}
@@ -158,13 +163,20 @@ func (t *Token) find(ctx context.Context, id []byte, known *key) (found *key, an
 	return found, others.Load(), err
 }
 
+// precedes tells whether the member comes before all that have shown the key.
+func (t *Token) precedes(m *member, k *key) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return m.place < k.place
+}
+
 // learn makes a member's key the known one.
 func (t *Token) learn(m *member, open token.Token, own token.Key) (*key, error) {
 	verifier, err := token.NewVerifier(own.Public())
 	if err != nil {
 		return nil, err
 	}
-	k := &key{token: t, id: bytes.Clone(own.ID()), algorithm: own.Algorithm(), public: own.Public(), verifier: verifier}
+	k := &key{token: t, id: bytes.Clone(own.ID()), algorithm: own.Algorithm(), public: own.Public(), verifier: verifier, place: m.place}
 	t.mu.Lock()
 	if known := t.keys[string(k.id)]; known != nil && equal(known.public, k.public) {
 		k = known // somebody else has found it meanwhile

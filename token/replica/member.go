@@ -35,6 +35,7 @@ var (
 // member is one of the tokens. Token.mu guards it; only its keeper opens and closes it.
 type member struct {
 	name  string
+	place int // among the members; the primary's is 0
 	open  func(ctx context.Context) (token.Token, error)
 	kick  chan struct{} // has the keeper look now
 	tried chan struct{} // closed after the first attempt to open

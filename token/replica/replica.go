@@ -30,7 +30,8 @@
 //
 // They are made by the HSM's own means: on the primary, then cloned. The first
 // member that shows a key says what it is, and another whose public half
-// differs is left out for that key.
+// differs is left out for that key. Where the primary was away then and returns
+// with another public half, the next search for the key goes by the primary's.
 //
 // # One module for several members
 //
@@ -149,9 +150,9 @@ func Open(ctx context.Context, cfg Config) (*Token, error) {
 		keys: make(map[string]*key), changed: make(chan struct{}),
 	}
 	t.ctx, t.stop = context.WithCancel(context.Background())
-	for _, m := range cfg.Members {
+	for i, m := range cfg.Members {
 		t.members = append(t.members, &member{
-			name: m.Name, open: m.Open, state: StateOpening, since: time.Now(),
+			name: m.Name, place: i, open: m.Open, state: StateOpening, since: time.Now(),
 			held: make(map[*key]holding), kick: make(chan struct{}, 1), tried: make(chan struct{}),
 		})
 	}

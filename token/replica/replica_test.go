@@ -281,6 +281,37 @@ func TestReplacedKey(t *testing.T) {
 	}
 }
 
+// TestThePrimaryReturnsWithAnotherKey has a second member show a key first that the primary, which was away, has otherwise.
+func TestThePrimaryReturnsWithAnotherKey(t *testing.T) {
+	keys, others := newKeys(t, "a"), newKeys(t, "a")
+	primary, second := newHSM(keys), newHSM(others)
+	primary.absent = true
+	p := &pair{Token: openFakes(t, replica.Config{}, primary, second), hsms: []*hsm{primary, second}}
+	if err := p.Login(t.Context(), pin); err != nil {
+		t.Fatal(err)
+	}
+	found := func(when string, keys map[string]*ecdsa.PrivateKey) {
+		t.Helper()
+		k, err := p.Key(t.Context(), []byte("a"))
+		if err != nil {
+			t.Fatalf("%s: %v", when, err)
+		}
+		if !keys["a"].PublicKey.Equal(k.Public()) {
+			t.Fatalf("%s: not the key that counts", when)
+		}
+		if err := sign(t.Context(), k); err != nil {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	found("while the primary is away", others)
+	primary.set(func(h *hsm) { h.absent = false })
+	p.await(t, 0, replica.StateHealthy)
+	found("once it is back", keys)
+	second.set(func(h *hsm) { h.keys = keys })    // cloned at last
+	primary.set(func(h *hsm) { h.keys = others }) // replaced, which counts for less than what it has shown before
+	found("as long as a member has what the primary has shown", keys)
+}
+
 func TestWrongPIN(t *testing.T) {
 	keys := newKeys(t, "a")
 	primary, second := newHSM(keys), newHSM(keys)
