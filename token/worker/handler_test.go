@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -180,6 +181,77 @@ func TestTheLastLockLogsOut(t *testing.T) {
 		}
 		if n := len(home.attempts(t)); n != 2 {
 			t.Errorf("%d logins", n)
+		}
+	})
+}
+
+// stubborn fails to log out as often as it is told.
+type stubborn struct {
+	*fake
+	fails   int32
+	logouts atomic.Int32
+}
+
+func (s *stubborn) Logout(ctx context.Context) error {
+	if s.logouts.Add(1) <= s.fails {
+		return fmt.Errorf("fake: %w", token.ErrBusy)
+	}
+	return s.fake.Logout(ctx)
+}
+
+// stubbornVault has a token that nobody has unlocked any more and that has failed to log out once.
+func stubbornVault(t *testing.T, fails int32, pause time.Duration) (*Vault, *stubborn, Unlock) {
+	t.Helper()
+	s, home := newFakeHome(t, fakeConfig{})
+	open, err := openFake(s.Fake)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := home.unlocking(t, 0, 1)
+	tok := &stubborn{fake: open}
+	v := NewVault(tok, slog.New(slog.DiscardHandler))
+	v.logoutPause = pause
+	t.Cleanup(func() { v.Close() })
+	capability := mustUnlock(t, v, u)
+	tok.logouts.Store(0)
+	tok.fails = fails
+	v.Lock(capability)
+	eventually(t, "it tries to log out", func() bool { return tok.logouts.Load() > 0 })
+	return v, tok, u
+}
+
+func TestALogoutThatFailsIsTriedAgain(t *testing.T) {
+	t.Run("until it succeeds", func(t *testing.T) {
+		v, stubborn, _ := stubbornVault(t, 3, time.Millisecond)
+		eventually(t, "logged out", func() bool { return !isLoggedIn(t, v) })
+		if n := stubborn.logouts.Load(); n != 4 {
+			t.Errorf("it took %d tries", n)
+		}
+	})
+	t.Run("not for ever", func(t *testing.T) {
+		_, stubborn, _ := stubbornVault(t, 1000, 0)
+		eventually(t, "all tries are made", func() bool { return stubborn.logouts.Load() == 1+maxLogouts })
+		time.Sleep(20 * time.Millisecond)
+		if n := stubborn.logouts.Load(); n != 1+maxLogouts {
+			t.Errorf("it tried %d times", n)
+		}
+	})
+	t.Run("not while somebody has a key unlocked", func(t *testing.T) {
+		v, stubborn, u := stubbornVault(t, 1, 50*time.Millisecond)
+		mustUnlock(t, v, u)
+		tried := stubborn.logouts.Load()
+		time.Sleep(100 * time.Millisecond)
+		if n := stubborn.logouts.Load(); n != tried || !isLoggedIn(t, v) {
+			t.Errorf("it tried %d times more", n-tried)
+		}
+	})
+	t.Run("not once the vault is closed", func(t *testing.T) {
+		v, stubborn, _ := stubbornVault(t, 1000, 50*time.Millisecond)
+		v.Close()
+		tried := stubborn.logouts.Load()
+		time.Sleep(100 * time.Millisecond)
+		if n := stubborn.logouts.Load(); n != tried {
+			t.Errorf("it tried %d times more", n-tried)
 		}
 	})
 }

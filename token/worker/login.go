@@ -7,6 +7,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"time"
 
 	"chancery/access"
 	"chancery/internal/confine"
@@ -245,6 +246,12 @@ func (v *Vault) forgetPIN() {
 	v.proof.forget()
 }
 
+// Logging out is tried again after this pause, and then after ones twice as long each time, up to so many times in a row.
+const (
+	firstLogoutPause = time.Second
+	maxLogouts       = 8 // the last one four minutes after the first
+)
+
 // forgetUnused logs out when nobody has a key unlocked any more. The caller holds login.
 func (v *Vault) forgetUnused(ctx context.Context) {
 	v.mu.Lock()
@@ -256,12 +263,34 @@ func (v *Vault) forgetUnused(ctx context.Context) {
 	v.using.Lock()
 	defer v.using.Unlock()
 	had := v.pin != nil
+	if had {
+		v.failedLogouts = 0
+	}
 	v.forgetPIN()
 	if err := v.token.Logout(context.WithoutCancel(ctx)); err != nil {
 		v.log.Warn("logging out of the token", "error", err)
+		v.logOutAgain()
 		return
 	}
-	if had {
+	if had || v.failedLogouts > 0 {
 		v.log.Info("nobody has the token unlocked: logged out, and its PIN is forgotten")
+	}
+	v.failedLogouts = 0
+}
+
+// logOutAgain has a logout that failed tried again, unless somebody has a key unlocked by then. The caller holds login.
+func (v *Vault) logOutAgain() {
+	if v.failedLogouts == maxLogouts {
+		v.log.Error("the token stays logged in, although nobody has it unlocked")
+		return
+	}
+	v.stopLogouts() // at most one is to come
+	v.nextLogout = time.AfterFunc(v.logoutPause<<v.failedLogouts, v.lockUnused)
+	v.failedLogouts++
+}
+
+func (v *Vault) stopLogouts() {
+	if v.nextLogout != nil {
+		v.nextLogout.Stop()
 	}
 }

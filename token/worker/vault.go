@@ -30,6 +30,10 @@ type Vault struct {
 	proof proof         // guarded by login
 	pin   *confine.Secret
 
+	logoutPause   time.Duration // before a logout that failed is tried again, for the first time
+	failedLogouts int           // in a row since the PIN was kept, and nextLogout: guarded by login
+	nextLogout    *time.Timer
+
 	mu    sync.Mutex
 	keys  map[string]*heldKey // by identifier on the token
 	grips map[uint64]*grip    // by number
@@ -55,6 +59,8 @@ func NewVault(open token.Token, log *slog.Logger) *Vault {
 	return &Vault{
 		token: open, log: log,
 		derivations: make(chan struct{}, DefaultDerivations), deriveKey: access.DeriveKey,
+		logoutPause: firstLogoutPause,
+
 		login:  make(chan struct{}, 1),
 		keys:   make(map[string]*heldKey),
 		grips:  make(map[uint64]*grip),
@@ -255,6 +261,7 @@ func (v *Vault) Close() error {
 			v.login <- struct{}{}
 		}
 		defer v.releaseLogin()
+		v.stopLogouts()
 		v.forgetPIN()
 		v.proof.destroy()
 	})
