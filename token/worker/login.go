@@ -228,9 +228,17 @@ func (n *noted) Login(ctx context.Context, pin []byte) error {
 	return nil
 }
 
+// keepPIN keeps what the token has taken, and tells once what the system does not grant for that.
 func (v *Vault) keepPIN(pin []byte) {
 	v.forgetKept()
 	v.pin = confine.NewSecret(pin)
+	if v.toldNotices {
+		return
+	}
+	for _, notice := range v.pin.Notices() {
+		v.toldNotices = true
+		v.log.Warn("a token's PIN is kept without a protection", "what", notice.What, "why", notice.Why)
+	}
 }
 
 func (v *Vault) forgetKept() {

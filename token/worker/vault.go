@@ -30,6 +30,8 @@ type Vault struct {
 	proof proof         // guarded by login
 	pin   *confine.Secret
 
+	toldNotices bool // of how the PIN is kept; guarded by login
+
 	logoutPause   time.Duration // before a logout that failed is tried again, for the first time
 	failedLogouts int           // in a row since the PIN was kept, and nextLogout: guarded by login
 	nextLogout    *time.Timer
