@@ -26,7 +26,8 @@ func (a *app) signCommand() *cobra.Command {
 		Use: "sign", Short: "Sign files",
 		Args: cli.Args(cobra.NoArgs), RunE: help,
 		Long: "sign signs files with a key of the server. Files are hashed here; only digests travel, except that a raw\n" +
-			"Ed25519 signature is over the whole file. Many files in one call share one connection.",
+			"Ed25519 signature is over the whole file. Many files in one call share one connection. No signature replaces a\n" +
+			"file that the same call signs, even with --force.",
 	}
 	parent.AddCommand(a.signRawCommand(), a.signOpenPGPCommand())
 	return parent
@@ -41,7 +42,7 @@ func (s *signing) addFlags(command *cobra.Command) {
 	command.ValidArgsFunction = s.app.completeKeys
 }
 
-// jobs says which file goes where.
+// jobs says which file goes where. No output is an input.
 func (s *signing) jobs(files []string) ([]*job, error) {
 	if s.output != "" && len(files) > 1 {
 		return nil, cli.Usage("--output is for one file; %d were given", len(files))
@@ -69,7 +70,7 @@ func (s *signing) jobs(files []string) ([]*job, error) {
 	if outputs[stdio] && s.app.json {
 		return nil, cli.Usage("--json and a signature cannot both go to standard output; write the signature to a file with --output")
 	}
-	return jobs, nil
+	return jobs, keepInputs(jobs)
 }
 
 // run connects, unlocks the key and signs the jobs. plan says how, given the key.

@@ -231,6 +231,9 @@ func (a *app) verifyCleartext(ctx context.Context, certificate *openpgp.Certific
 		return err
 	}
 	defer message.Close()
+	if text.path != "" && text.path != stdio && newFileSet([]string{file}).holds(text.path) {
+		return cli.Usage("--output %q is the file to verify; write the text elsewhere", text.path)
+	}
 	source := &reader{ctx: ctx, path: file, source: message}
 	if text.path == "" {
 		v, err := openpgp.VerifyCleartext(certificate, source, nil)
