@@ -212,12 +212,29 @@ func (c *config) keyNames() []string {
 	return names
 }
 
-// identity loads the certificates and the private key.
-func (c *config) identity() (*certfile.Identity, []string, error) {
-	passphrase := cli.Secret{
+// passphrase says where a key's passphrase comes from: the command line's source, the configuration's, or
+// the terminal.
+func (c *config) passphrase(name string, given cli.Secret) cli.Secret {
+	secret := given
+	secret.What = "passphrase for key " + quoted(name)
+	if !secret.Given() {
+		configured := c.key(name)
+		secret.File, secret.Credential = configured.PassphraseFile, configured.PassphraseCredential
+	}
+	return secret
+}
+
+// identityPassphrase says where the passphrase of the connection's private key comes from, if it needs one.
+func (c *config) identityPassphrase() cli.Secret {
+	return cli.Secret{
 		What: "passphrase of the private key " + c.TLS.PrivateKey,
 		File: c.TLS.PrivateKeyPassphraseFile, Credential: c.TLS.PrivateKeyPassphraseCredential, Descriptor: -1,
 	}
+}
+
+// identity loads the certificates and the private key.
+func (c *config) identity() (*certfile.Identity, []string, error) {
+	passphrase := c.identityPassphrase()
 	return certfile.Load(certfile.Files{
 		CA: c.TLS.CACertificate, Certificate: c.TLS.Certificate, Key: c.TLS.PrivateKey, Passphrase: passphrase.Read,
 		CRLs: c.TLS.CRLFiles, Expired: certfile.ExpiredPolicy(c.TLS.CRLExpired),

@@ -26,6 +26,11 @@ func (a *app) connect(ctx context.Context) (*session, error) {
 	if err != nil {
 		return nil, err
 	}
+	return a.connectAs(ctx, c)
+}
+
+// connectAs connects as a configuration says.
+func (a *app) connectAs(ctx context.Context, c *config) (*session, error) {
 	settings, err := c.client(a)
 	if err != nil {
 		return nil, err
@@ -37,15 +42,8 @@ func (a *app) connect(ctx context.Context) (*session, error) {
 	return &session{Client: connected, config: c}, nil
 }
 
-// unlock opens a key with the passphrase from the command line's source, the
-// configuration's, or the terminal. Only at the terminal a wrong one is asked for again.
-func (s *session) unlock(ctx context.Context, a *app, name string, given cli.Secret) error {
-	secret := given
-	secret.What = "passphrase for key " + quoted(name)
-	if !secret.Given() {
-		configured := s.config.key(name)
-		secret.File, secret.Credential = configured.PassphraseFile, configured.PassphraseCredential
-	}
+// unlock opens a key with its passphrase. Only at the terminal a wrong one is asked for again.
+func (s *session) unlock(ctx context.Context, a *app, name string, secret cli.Secret) error {
 	for try := 1; ; try++ {
 		passphrase, err := secret.Read()
 		if err != nil {

@@ -67,3 +67,20 @@ func keepInputs(jobs []*job) error {
 	}
 	return nil
 }
+
+// keepSecrets refuses documents that are read from where a secret is read: of a pipe, nothing is left to sign,
+// and a file with a passphrase is no document.
+func keepSecrets(jobs []*job, secrets ...cli.Secret) error {
+	for _, j := range jobs {
+		info, err := stat(j.input)
+		if err != nil {
+			continue
+		}
+		for _, secret := range secrets {
+			if secret.ReadsFrom(info) {
+				return cli.Usage("%q would be read both as the document and as the %s; give them apart", j.input, secret.What)
+			}
+		}
+	}
+	return nil
+}

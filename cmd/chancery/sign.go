@@ -75,7 +75,15 @@ func (s *signing) jobs(files []string) ([]*job, error) {
 
 // run connects, unlocks the key and signs the jobs. plan says how, given the key.
 func (s *signing) run(ctx context.Context, key string, jobs []*job, plan func(*session, *client.KeyInfo) (prepare, error)) error {
-	connected, err := s.app.connect(ctx)
+	c, err := s.app.load()
+	if err != nil {
+		return err
+	}
+	passphrase := c.passphrase(key, s.passphrase)
+	if err := keepSecrets(jobs, passphrase, c.identityPassphrase()); err != nil {
+		return err
+	}
+	connected, err := s.app.connectAs(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -88,7 +96,7 @@ func (s *signing) run(ctx context.Context, key string, jobs []*job, plan func(*s
 	if err != nil {
 		return err
 	}
-	if err := connected.unlock(ctx, s.app, key, s.passphrase); err != nil {
+	if err := connected.unlock(ctx, s.app, key, passphrase); err != nil {
 		return err
 	}
 	p := &pipeline{app: s.app, session: connected, key: key, prepare: prepare, force: s.force}

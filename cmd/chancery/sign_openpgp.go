@@ -31,7 +31,8 @@ func (a *app) signOpenPGPCommand() *cobra.Command {
 		Use: "openpgp KEY FILE...", Short: "Make OpenPGP signatures",
 		Long: "openpgp writes a detached signature of each FILE to FILE.asc, or with --binary to FILE.sig. With --cleartext,\n" +
 			"FILE.asc holds the text itself and its signature. The key needs an OpenPGP certificate: the one that the server\n" +
-			"keeps, the one that the configuration names for the key, or --certificate. FILE may be - for standard input.",
+			"keeps, the one that the configuration names for the key, or --certificate. FILE may be - for standard input,\n" +
+			"if no passphrase comes from there.",
 		Example: "  chancery sign openpgp release image.iso\n  gpg --verify image.iso.asc image.iso",
 		Args:    cli.Args(cobra.MinimumNArgs(2)),
 		RunE: func(command *cobra.Command, args []string) error {

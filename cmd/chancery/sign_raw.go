@@ -91,7 +91,8 @@ func (a *app) signRawCommand() *cobra.Command {
 		Use: "raw KEY FILE...", Short: "Make raw signatures, as 'openssl dgst -verify' reads them",
 		Long: "raw writes the key's bare signature of each FILE to FILE.sig: over the file's digest with an RSA or ECDSA\n" +
 			"key, over the whole file, of at most 512 KiB, with an Ed25519 key. RSA signatures are as long as the modulus,\n" +
-			"ECDSA's are DER, Ed25519's have 64 bytes. FILE may be - for standard input.",
+			"ECDSA's are DER, Ed25519's have 64 bytes. FILE may be - for standard input,\n" +
+			"if no passphrase comes from there.",
 		Example: "  chancery sign raw release image.iso\n  openssl dgst -sha256 -verify release.pem -signature image.iso.sig image.iso",
 		Args:    cli.Args(cobra.MinimumNArgs(2)),
 		RunE: func(command *cobra.Command, args []string) error {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -89,7 +90,7 @@ func (s *Secret) readGiven() (secret []byte, given bool, err error) {
 	case s.Credential != "":
 		secret, err = s.readCredential()
 	case s.Descriptor >= 0:
-		secret, err = Await(func() ([]byte, error) { return s.readAll(os.NewFile(uintptr(s.Descriptor), "descriptor")) })
+		secret, err = Await(s.readDescriptor)
 	}
 	return secret, sources == 1, err
 }
@@ -110,8 +111,50 @@ func (s *Secret) readFile(path string) ([]byte, error) {
 	if err != nil {
 		return nil, &Error{Exit: ExitUsage, Code: "secret_unreadable", Message: fmt.Sprintf("cannot read the %s: %s", s.What, err), Cause: err}
 	}
+	defer f.Close()
 	warnReadable(os.Stderr, f, s.What)
 	return s.readAll(f)
+}
+
+// readDescriptor closes the descriptor, which was opened for this, unless it is a standard one: the
+// next file to be opened would get its number and be taken for standard input or output.
+func (s *Secret) readDescriptor() ([]byte, error) {
+	if f := standardFile(s.Descriptor); f != nil {
+		return s.readAll(f)
+	}
+	f := os.NewFile(uintptr(s.Descriptor), "descriptor")
+	defer f.Close()
+	return s.readAll(f)
+}
+
+func standardFile(descriptor int) *os.File {
+	for i, f := range []*os.File{os.Stdin, os.Stdout, os.Stderr} {
+		if i == descriptor {
+			return f
+		}
+	}
+	return nil
+}
+
+// ReadsFrom tells whether the secret would be read from the file, pipe or device that info describes.
+func (s *Secret) ReadsFrom(info fs.FileInfo) bool {
+	own, err := s.stat()
+	return err == nil && os.SameFile(own, info)
+}
+
+// stat describes where the secret would be read from. An error means that nothing is there, which Read
+// tells, or that the system has no names for descriptors.
+func (s *Secret) stat() (fs.FileInfo, error) {
+	if s.File != "" {
+		return os.Stat(s.File)
+	}
+	if f := standardFile(s.Descriptor); f != nil {
+		return f.Stat()
+	}
+	if s.Descriptor >= 0 {
+		return os.Stat(fmt.Sprintf("/dev/fd/%d", s.Descriptor))
+	}
+	return nil, fs.ErrNotExist
 }
 
 // warnReadable warns about a file whose secret other users may have read. A pipe, and a descriptor
@@ -131,7 +174,6 @@ func warnReadable(w io.Writer, f *os.File, what string) {
 }
 
 func (s *Secret) readAll(f *os.File) ([]byte, error) {
-	defer f.Close()
 	buffer := make([]byte, maxSecretSize+1)
 	n, err := io.ReadFull(f, buffer)
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {

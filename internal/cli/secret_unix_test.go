@@ -52,6 +52,49 @@ func TestSecretsThatOthersCanReadAreWarnedAbout(t *testing.T) {
 	}
 }
 
+func TestReadingASecretLeavesStandardInputOpen(t *testing.T) {
+	saved := os.Stdin
+	defer func() { os.Stdin = saved }()
+	var err error
+	if os.Stdin, err = os.Open(write(t, "s3cret\n")); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Stdin.Close()
+	secret := Secret{What: "PIN", Descriptor: 0}
+	if text, err := secret.Read(); err != nil || string(text) != "s3cret" {
+		t.Fatalf("%q, %v", text, err)
+	}
+	if _, err := os.Stdin.Stat(); err != nil {
+		t.Errorf("standard input was closed: %v", err)
+	}
+}
+
+func TestSecretsKnowWhereTheyAreReadFrom(t *testing.T) {
+	path := write(t, "s3cret\n")
+	info, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	descriptor := duplicate(t, path)
+	defer syscall.Close(descriptor)
+	for name, c := range map[string]struct {
+		secret Secret
+		same   bool
+	}{
+		"the file":            {Secret{File: path, Descriptor: -1}, true},
+		"its descriptor":      {Secret{Descriptor: descriptor}, true},
+		"another file":        {Secret{File: write(t, "s3cret\n"), Descriptor: -1}, false},
+		"a missing file":      {Secret{File: path + "x", Descriptor: -1}, false},
+		"another descriptor":  {Secret{Descriptor: 0}, false},
+		"a closed descriptor": {Secret{Descriptor: 1 << 20}, false},
+		"a prompt":            {Secret{Descriptor: -1}, false},
+	} {
+		if got := c.secret.ReadsFrom(info); got != c.same {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}
+
 // duplicate opens a file under a number that is the reader's to close.
 func duplicate(t *testing.T, path string) int {
 	t.Helper()
