@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/hex"
 	"net"
 	"os"
@@ -242,12 +243,12 @@ func (c *config) identity() (*certfile.Identity, []string, error) {
 }
 
 // checkCertificates tries the OpenPGP certificates that the configuration names.
-func (c *config) checkCertificates() error {
+func (c *config) checkCertificates(ctx context.Context) error {
 	for _, key := range c.Keys {
 		if key.Certificate == "" {
 			continue
 		}
-		if _, err := readCertificate(key.Certificate); err != nil {
+		if _, err := readCertificate(ctx, key.Certificate); err != nil {
 			return err
 		}
 	}
@@ -281,7 +282,8 @@ func (c *config) client(a *app) (*client.Config, error) {
 }
 
 func (a *app) configCommand() *cobra.Command {
-	return cli.ConfigCommand(
+	var command *cobra.Command
+	command = cli.ConfigCommand(
 		func() (any, string, error) { return a.read() },
 		func() error {
 			c, err := a.load()
@@ -291,7 +293,10 @@ func (a *app) configCommand() *cobra.Command {
 			if _, err := c.client(a); err != nil {
 				return err
 			}
-			return c.checkCertificates()
+			ctx, cancel := a.context(command.Root())
+			defer cancel()
+			return c.checkCertificates(ctx)
 		},
 	)
+	return command
 }

@@ -3,11 +3,8 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"chancery/internal/cli"
 )
@@ -21,7 +18,7 @@ func run() int {
 		fmt.Fprintf(os.Stderr, "%s: cannot keep passphrases out of core dumps: %s [core_dumps]\n", program, err)
 		return int(cli.ExitFailed)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := cli.Interrupts()
 	defer stop()
 	root := newRoot()
 	root.SetContext(ctx)

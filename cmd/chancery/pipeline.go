@@ -3,14 +3,11 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
-	"os"
 	"runtime"
 	"sync"
 
 	"chancery/client"
-	"chancery/internal/cli"
 )
 
 const (
@@ -108,7 +105,10 @@ func (p *pipeline) read(ctx context.Context, j *job) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	document, err := openInput(j.input)
+	document, err := openInput(ctx, j.input)
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
 	if err != nil {
 		return err
 	}
@@ -121,21 +121,6 @@ func (p *pipeline) read(ctx context.Context, j *job) error {
 		return context.Cause(ctx)
 	}
 	return err
-}
-
-func openInput(path string) (io.ReadCloser, error) {
-	if path == stdio {
-		return io.NopCloser(os.Stdin), nil
-	}
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, inputError(path, err)
-	}
-	return file, nil
-}
-
-func inputError(path string, err error) error {
-	return &cli.Error{Exit: cli.ExitFailed, Code: "file_unreadable", Message: fmt.Sprintf("cannot read %q: %s", path, cause(err)), Cause: err}
 }
 
 // gather adds to a first job what else is ready, up to one batch.

@@ -67,7 +67,7 @@ type reader struct {
 
 func (r *reader) Read(b []byte) (int, error) {
 	if err := r.ctx.Err(); err != nil {
-		return 0, err
+		return 0, err // of a regular file, whose reads take no time, nothing else says so
 	}
 	n, err := r.source.Read(b)
 	if r.progress.bar != nil {

@@ -74,7 +74,7 @@ func (s *signing) jobs(files []string) ([]*job, error) {
 }
 
 // run connects, unlocks the key and signs the jobs. plan says how, given the key.
-func (s *signing) run(ctx context.Context, key string, jobs []*job, plan func(*session, *client.KeyInfo) (prepare, error)) error {
+func (s *signing) run(ctx context.Context, key string, jobs []*job, plan func(context.Context, *session, *client.KeyInfo) (prepare, error)) error {
 	c, err := s.app.load()
 	if err != nil {
 		return err
@@ -92,7 +92,7 @@ func (s *signing) run(ctx context.Context, key string, jobs []*job, plan func(*s
 	if err != nil {
 		return err
 	}
-	prepare, err := plan(connected, signer.Info())
+	prepare, err := plan(ctx, connected, signer.Info())
 	if err != nil {
 		return err
 	}

@@ -1,10 +1,10 @@
 package main
 
 import (
+	"context"
 	"crypto"
 	"fmt"
 	"io"
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -91,8 +91,8 @@ func (o *openpgpOptions) format() openpgp.Format {
 }
 
 // plan finds the certificate, and tries that it can sign at all before anything is unlocked.
-func (o *openpgpOptions) plan(s *session, key *client.KeyInfo) (prepare, error) {
-	certificate, err := openpgpCertificate(s.config, key, o.certificate)
+func (o *openpgpOptions) plan(ctx context.Context, s *session, key *client.KeyInfo) (prepare, error) {
+	certificate, err := openpgpCertificate(ctx, s.config, key, o.certificate)
 	if err != nil {
 		return nil, err
 	}
@@ -125,14 +125,14 @@ func (o *openpgpOptions) plan(s *session, key *client.KeyInfo) (prepare, error) 
 // openpgpCertificate returns the certificate of a key: out of the named file,
 // the file that the configuration names, or as the server has it. It must be for
 // that key.
-func openpgpCertificate(c *config, key *client.KeyInfo, file string) (*openpgp.Certificate, error) {
+func openpgpCertificate(ctx context.Context, c *config, key *client.KeyInfo, file string) (*openpgp.Certificate, error) {
 	if file == "" {
 		file = c.key(key.Name).Certificate
 	}
 	var certificate *openpgp.Certificate
 	var err error
 	if file != "" {
-		certificate, err = readCertificate(file)
+		certificate, err = readCertificate(ctx, file)
 	} else {
 		certificate, err = serverCertificate(key)
 	}
@@ -165,8 +165,8 @@ func serverCertificate(key *client.KeyInfo) (*openpgp.Certificate, error) {
 	return openpgp.ParseCertificate([]byte(text))
 }
 
-func readCertificate(path string) (*openpgp.Certificate, error) {
-	content, err := readSmall(path, maxCertificate)
+func readCertificate(ctx context.Context, path string) (*openpgp.Certificate, error) {
+	content, err := readSmall(ctx, path, maxCertificate)
 	if err != nil {
 		return nil, err
 	}
@@ -175,21 +175,4 @@ func readCertificate(path string) (*openpgp.Certificate, error) {
 		return nil, fmt.Errorf("%s: %w", printable(path), err)
 	}
 	return certificate, nil
-}
-
-// readSmall reads a file that has no reason to be large.
-func readSmall(path string, limit int64) ([]byte, error) {
-	file, err := os.Open(path)
-	if err != nil {
-		return nil, inputError(path, err)
-	}
-	defer file.Close()
-	content, err := io.ReadAll(io.LimitReader(file, limit+1))
-	if err != nil {
-		return nil, inputError(path, err)
-	}
-	if int64(len(content)) > limit {
-		return nil, cli.Failed("file_too_large", "%q is larger than %d bytes; is it the right file?", path, limit)
-	}
-	return content, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -130,7 +131,7 @@ func (s *signing) rawJobs(files []string) ([]*job, error) {
 	return jobs, nil
 }
 
-func (o *rawOptions) plan(_ *session, key *client.KeyInfo) (prepare, error) {
+func (o *rawOptions) plan(_ context.Context, _ *session, key *client.KeyInfo) (prepare, error) {
 	d, err := o.forKey(key.Public)
 	if err != nil {
 		return nil, err

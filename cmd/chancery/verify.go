@@ -80,7 +80,7 @@ func (a *app) addKeyFlag(command *cobra.Command, name *string) {
 
 func (a *app) publicKey(ctx context.Context, file, name string) (crypto.PublicKey, error) {
 	if file != "" {
-		return readPublicKey(file)
+		return readPublicKey(ctx, file)
 	}
 	key, err := a.askKey(ctx, name)
 	if err != nil {
@@ -93,8 +93,8 @@ func (a *app) publicKey(ctx context.Context, file, name string) (crypto.PublicKe
 }
 
 // readPublicKey reads a SubjectPublicKeyInfo or an X.509 certificate.
-func readPublicKey(path string) (crypto.PublicKey, error) {
-	content, err := readSmall(path, maxCertificate)
+func readPublicKey(ctx context.Context, path string) (crypto.PublicKey, error) {
+	content, err := readSmall(ctx, path, maxCertificate)
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +117,7 @@ func readPublicKey(path string) (crypto.PublicKey, error) {
 }
 
 func (a *app) verifyRaw(ctx context.Context, options *rawOptions, public crypto.PublicKey, file, signatureFile string) error {
-	signature, err := readSmall(signatureFile, maxSignature)
+	signature, err := readSmall(ctx, signatureFile, maxSignature)
 	if err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ func (a *app) verifyRaw(ctx context.Context, options *rawOptions, public crypto.
 	if err != nil {
 		return err
 	}
-	document, err := openInput(file)
+	document, err := openInput(ctx, file)
 	if err != nil {
 		return err
 	}
@@ -194,7 +194,7 @@ func (a *app) verifyOpenPGPCommand() *cobra.Command {
 
 func (a *app) certificate(ctx context.Context, file, name string) (*openpgp.Certificate, error) {
 	if file != "" {
-		return readCertificate(file)
+		return readCertificate(ctx, file)
 	}
 	key, err := a.askKey(ctx, name)
 	if err != nil {
@@ -204,15 +204,15 @@ func (a *app) certificate(ctx context.Context, file, name string) (*openpgp.Cert
 	if err != nil {
 		return nil, err
 	}
-	return openpgpCertificate(c, key, "")
+	return openpgpCertificate(ctx, c, key, "")
 }
 
 func (a *app) verifyDetached(ctx context.Context, certificate *openpgp.Certificate, file, signatureFile string) error {
-	signature, err := readSmall(signatureFile, maxCertificate)
+	signature, err := readSmall(ctx, signatureFile, maxCertificate)
 	if err != nil {
 		return err
 	}
-	document, err := openInput(file)
+	document, err := openInput(ctx, file)
 	if err != nil {
 		return err
 	}
@@ -226,7 +226,7 @@ func (a *app) verifyDetached(ctx context.Context, certificate *openpgp.Certifica
 
 // verifyCleartext lets nothing of the text out before its signature is known to be good.
 func (a *app) verifyCleartext(ctx context.Context, certificate *openpgp.Certificate, file string, text destination) error {
-	message, err := openInput(file)
+	message, err := openInput(ctx, file)
 	if err != nil {
 		return err
 	}

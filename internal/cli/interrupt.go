@@ -7,11 +7,26 @@ import (
 	"syscall"
 )
 
-// Await returns what read returns, or an error with the code canceled when SIGINT or SIGTERM comes before. Reads
-// from a terminal or a pipe cannot be stopped: such a one is left behind for the end of the program.
+// endings are the signals that end what the program waits for. A daemon has SIGHUP for something else.
+var endings = []os.Signal{os.Interrupt, syscall.SIGTERM}
+
+// Interrupts returns a context that ends with the first SIGINT, SIGTERM or SIGHUP, as suits a program that works
+// for somebody at a terminal and has to tidy up; the next one ends the program at once. SIGHUP stays ignored
+// where it is, as below nohup. It is called once, before anything waits.
+func Interrupts() (context.Context, context.CancelFunc) {
+	if !signal.Ignored(syscall.SIGHUP) {
+		endings = append(endings, syscall.SIGHUP)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), endings...)
+	context.AfterFunc(ctx, stop)
+	return ctx, stop
+}
+
+// Await returns what read returns, or an error with the code canceled when a signal comes before that ends the program.
+// Reads from a terminal or a pipe cannot be stopped: such a one is left behind for the end of the program.
 func Await[T any](read func() (T, error)) (T, error) {
 	interrupts := make(chan os.Signal, 1)
-	signal.Notify(interrupts, os.Interrupt, syscall.SIGTERM)
+	signal.Notify(interrupts, endings...)
 	defer signal.Stop(interrupts)
 	type result struct {
 		value T
