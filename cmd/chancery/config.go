@@ -1,11 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -146,6 +149,9 @@ func (c *config) validate() error {
 	if c.Enroll.MinPassphrase < 1 {
 		return cli.Misconfigured("enroll.min_passphrase is %d: at least 1", c.Enroll.MinPassphrase)
 	}
+	if err := c.oneTableEach(); err != nil {
+		return err
+	}
 	for table, key := range c.Keys {
 		if sum, err := hex.DecodeString(key.Handle); err != nil || len(sum) != 0 && len(sum) != 32 {
 			return cli.Misconfigured("keys.%s.handle is not 64 hexadecimal digits; 'key show' prints the handle", table)
@@ -156,6 +162,25 @@ func (c *config) validate() error {
 	}
 	_, err := c.Log.Logger(os.Stderr)
 	return err
+}
+
+// oneTableEach refuses two tables for one key: which of two handles, or of a handle and none, is asked for would be
+// a matter of luck. A table without a name is for its key in whatever case.
+func (c *config) oneTableEach() error {
+	tables := slices.Sorted(maps.Keys(c.Keys))
+	for i, table := range tables {
+		for _, other := range tables[:i] {
+			name, otherName := c.Keys[table].Name, c.Keys[other].Name
+			same := name == otherName && name != ""
+			if name == "" || otherName == "" {
+				same = strings.EqualFold(cmp.Or(name, table), cmp.Or(otherName, other))
+			}
+			if same {
+				return cli.Misconfigured("keys.%s and keys.%s are for the same key; make one table of them, or give each its name if they differ by case alone", other, table)
+			}
+		}
+	}
+	return nil
 }
 
 // bridgeName is the name that is asked of the bridge's certificate, or "".

@@ -71,3 +71,25 @@ func TestKeyTablesAreFoundByNameAndInAnyCase(t *testing.T) {
 		}
 	}
 }
+
+func TestTwoTablesForOneKeyAreRefused(t *testing.T) {
+	handle := strings.Repeat("AA", 32)
+	for name, c := range map[string]struct {
+		keys    map[string]keyConfig
+		refused bool
+	}{
+		"one name twice":              {map[string]keyConfig{"a": {Name: "release", Handle: handle}, "b": {Name: "release"}}, true},
+		"a name and a table":          {map[string]keyConfig{"release": {Handle: handle}, "b": {Name: "release"}}, true},
+		"a table in another case":     {map[string]keyConfig{"release": {Handle: handle}, "b": {Name: "Release"}}, true},
+		"two names":                   {map[string]keyConfig{"a": {Name: "release"}, "b": {Name: "Release"}}, false},
+		"a table called like another": {map[string]keyConfig{"release": {Name: "other"}, "b": {Name: "release"}}, false},
+	} {
+		config := defaultConfig()
+		config.Keys = c.keys
+		err := config.validate()
+		var told *cli.Error
+		if c.refused && (!errors.As(err, &told) || told.Code != "config_invalid") || !c.refused && err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
