@@ -98,8 +98,8 @@ func (c *connection) usable() bool {
 }
 
 // roundTrip sends one request and waits for its reply, which is of the request's
-// kind. Errors: *wire.Error as answered, *lostError, a too large request, or the
-// context's.
+// kind. Errors: *wire.Error as answered, *lostError, also when the context's deadline
+// passed after the request was sent, a too large request, or the context's.
 func (c *connection) roundTrip(ctx context.Context, body wire.RequestBody) (wire.ResponseBody, error) {
 	select {
 	case c.slots <- struct{}{}:
@@ -153,15 +153,21 @@ func (c *connection) await(ctx context.Context, sent *call) (wire.ResponseBody, 
 	case reply := <-sent.reply:
 		return reply, nil
 	case <-ctx.Done():
-		c.withdraw(sent)
-		return nil, ctx.Err()
 	case <-c.ended:
 	}
 	select {
 	case reply := <-sent.reply: // it came before the end
 		return reply, nil
 	default:
-		return nil, c.lost(!c.withdraw(sent))
+	}
+	withdrawn := c.withdraw(sent)
+	switch err := ctx.Err(); {
+	case err == nil:
+		return nil, c.lost(!withdrawn)
+	case withdrawn, errors.Is(err, context.Canceled): // who cancels knows
+		return nil, err
+	default:
+		return nil, &lostError{sent: true, cause: err}
 	}
 }
 

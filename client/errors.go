@@ -46,8 +46,8 @@ const (
 
 // Errors to compare with errors.Is; any *Error with the same code is equal to them.
 var (
-	// ErrInterrupted says that the connection broke while a request to sign was
-	// on its way: the signature may or may not have been made and recorded. Under
+	// ErrInterrupted says that the connection broke, or the context's deadline passed,
+	// while a request to sign was on its way: the signature may or may not have been made and recorded. Under
 	// chancery/1 the request was repeated before, with its idempotency key, and
 	// Config.Attempts or the context's deadline came to an end. Signing again is
 	// safe for the data, and may show twice in the server's audit log.
@@ -100,15 +100,17 @@ func failure(code wire.Code, format string, args ...any) *Error {
 	return &Error{Code: code, Message: fmt.Sprintf(format, args...)}
 }
 
-// lostError is a connection that ended while a request waited.
+// lostError is a reply that will not come: the connection ended while a request waited, or its caller's time did.
 type lostError struct {
 	sent  bool  // some of the request's bytes may have left
-	cause error // why; a *tunnel.Error, a *Error or from the network
+	cause error // why; a *tunnel.Error, a *Error, the context's or from the network
 }
 
 func (e *lostError) Error() string { return e.cause.Error() }
 
 func (e *lostError) Unwrap() error { return e.cause }
+
+const timeoutText = "the time for this call ran out"
 
 // lostText is the sentence about a connection that broke. The network's own words go along:
 // they name addresses that the user configured.
@@ -116,6 +118,9 @@ func lostText(cause error) string {
 	var known *Error
 	if errors.As(cause, &known) {
 		return known.Message
+	}
+	if errors.Is(cause, context.DeadlineExceeded) {
+		return timeoutText
 	}
 	return "the connection to the server was lost: " + cause.Error()
 }
@@ -180,7 +185,7 @@ func sorted(err error) Error {
 	case errors.As(err, &answer):
 		return Error{Code: answer.Code, Message: answer.Message, Err: err}
 	case errors.Is(err, context.DeadlineExceeded) && !errors.As(err, &dialed):
-		return Error{Code: CodeTimeout, Message: "the time for this call ran out", Err: err}
+		return Error{Code: CodeTimeout, Message: timeoutText, Err: err}
 	case errors.Is(err, context.Canceled):
 		return Error{Code: CodeCanceled, Message: "canceled", Err: err}
 	case errors.As(err, &dialed):

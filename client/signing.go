@@ -18,7 +18,7 @@ type signing struct {
 	body   wire.RequestBody // *wire.Sign or *wire.SignAll, without terms
 	id     uuid.UUID        // the idempotency key
 	keyed  bool             // the latest attempt carried it
-	lost   *lostError       // the latest connection that broke when an attempt had been sent
+	lost   *lostError       // why the latest attempt that was sent and not answered was not
 }
 
 // sign makes a request to sign. It is repeated if the server surely did not get
@@ -27,11 +27,19 @@ type signing struct {
 func (c *Client) sign(ctx context.Context, key string, body wire.RequestBody) (wire.ResponseBody, error) {
 	s := &signing{client: c, key: key, body: body, id: uuid.New()}
 	reply, err := c.repeat(ctx, s.attempt)
-	if err != nil && s.lost != nil && !settled(err) {
+	switch {
+	case err == nil || s.lost == nil:
+		return reply, err
+	case s.deadlinePassed():
+		return nil, s.interrupted(s.lost) // it came last, also where err is an answer before it
+	case !settled(err):
 		return nil, s.interrupted(err)
 	}
-	return reply, err
+	return nil, err
 }
+
+// deadlinePassed tells whether the caller's time ended while the server was signing.
+func (s *signing) deadlinePassed() bool { return errors.Is(s.lost.cause, context.DeadlineExceeded) }
 
 // attempt returns errTooMany for a batch that is to be halved.
 func (s *signing) attempt(ctx context.Context) (wire.ResponseBody, error) {
@@ -87,6 +95,9 @@ func settled(err error) bool {
 // interrupted says that what was sent may have been signed. last is what ended the attempts.
 func (s *signing) interrupted(last error) error {
 	interrupted := *ErrInterrupted
+	if s.deadlinePassed() {
+		interrupted.Message = "the time ran out while the server was signing; the signature may have been made"
+	}
 	interrupted.Err = s.lost.cause
 	interrupted.Hint = lostText(s.lost.cause)
 	if other := sorted(last); !errors.Is(last, s.lost.cause) {

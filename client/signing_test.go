@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -190,5 +191,61 @@ func TestBatchThatMissedItsDeadlineIsHalved(t *testing.T) {
 	}
 	if len(keys) != len(seen()) {
 		t.Errorf("%d keys for %d different requests", len(keys), len(seen()))
+	}
+}
+
+// TestADeadlineWhileSigningIsNoMereTimeout: what was sent may have been signed, and the caller has to know.
+func TestADeadlineWhileSigningIsNoMereTimeout(t *testing.T) {
+	for name, answerBefore := range map[string]wire.ResponseBody{
+		"at once":           nil,
+		"after a busy time": &wire.Error{Code: wire.CodeBusy, Message: "busy", Retry: wire.RetryLater, RetryAfter: time.Millisecond},
+	} {
+		for _, plain := range []bool{true, false} {
+			if plain && answerBefore != nil {
+				continue // a server of version 2 has no words for it
+			}
+			w := newWorld(t)
+			w.plain = plain
+			var asked atomic.Int32
+			w.watched(func(s *clienttest.Session, r *wire.Request) wire.ResponseBody {
+				if asked.Add(1) == 1 && answerBefore != nil {
+					return answerBefore
+				}
+				s.Answer(r)
+				return clienttest.Silence
+			})
+			c := w.connect(t)
+			unlock(t, c, "p256")
+			if _, err := c.Key(t.Context(), "p256"); err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+			_, err := c.SignAll(ctx, "p256", digests(1))
+			cancel()
+			var told *Error
+			if !errors.As(err, &told) || told.Code != CodeInterrupted || w.Signed() != 1 {
+				t.Fatalf("%s, plain %v: %v after %d signatures", name, plain, err, w.Signed())
+			}
+			want := "the time ran out while the server was signing; the signature may have been made"
+			if told.Message != want || strings.Contains(told.Hint, "busy") {
+				t.Errorf("%s, plain %v: %q, %q", name, plain, told.Message, told.Hint)
+			}
+		}
+	}
+}
+
+func TestCancelingWhileSigningIsCanceled(t *testing.T) {
+	for _, plain := range []bool{true, false} {
+		w := newWorld(t)
+		w.plain = plain
+		ctx, cancel := context.WithCancel(t.Context())
+		w.watched(func(*clienttest.Session, *wire.Request) wire.ResponseBody {
+			cancel()
+			return clienttest.Silence
+		})
+		c := w.connect(t)
+		unlock(t, c, "p256")
+		_, err := c.SignAll(ctx, "p256", digests(1))
+		wantCode(t, err, CodeCanceled)
 	}
 }

@@ -82,6 +82,7 @@ type world struct {
 	interrupts atomic.Int32
 	busy       atomic.Int32
 	forge      atomic.Bool
+	silent     atomic.Bool
 	refusal    atomic.Value // wire.Code
 	settings   *tunnel.Config
 	listener   *tunnel.Listener
@@ -171,6 +172,10 @@ func (w *world) misbehave(s *clienttest.Session, r *wire.Request) wire.ResponseB
 	if code, ok := w.refusal.Load().(wire.Code); ok && code != "" {
 		return wire.NewError(code)
 	}
+	if w.silent.Load() {
+		s.Answer(r) // signed, and nobody learns of it
+		return clienttest.Silence
+	}
 	if w.interrupts.Add(-1) >= 0 {
 		_ = s.Close()
 		return clienttest.Silence
@@ -184,7 +189,7 @@ func (w *world) misbehave(s *clienttest.Session, r *wire.Request) wire.ResponseB
 	return nil
 }
 
-// steer is: server interrupt N | busy N | forge | refuse CODE | version2 | chancery1.
+// steer is: server interrupt N | busy N | forge | silent | refuse CODE | version2 | chancery1.
 func steer(ts *testscript.TestScript, _ bool, args []string) {
 	w := ts.Value("world").(*world)
 	number := 0
@@ -198,6 +203,8 @@ func steer(ts *testscript.TestScript, _ bool, args []string) {
 		w.busy.Store(int32(number))
 	case "forge":
 		w.forge.Store(true)
+	case "silent":
+		w.silent.Store(true)
 	case "refuse":
 		w.refusal.Store(wire.Code(args[1]))
 	case "version2":

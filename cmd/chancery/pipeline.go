@@ -66,7 +66,20 @@ func (p *pipeline) run(ctx context.Context, jobs []*job) error {
 		})
 	}
 	signing.Wait()
-	return context.Cause(ctx)
+	return overall(context.Cause(ctx), jobs)
+}
+
+// overall is what ended the run. That its time ran out is not all of it when signatures may have been made.
+func overall(cause error, jobs []*job) error {
+	if !errors.Is(cause, context.DeadlineExceeded) {
+		return cause
+	}
+	for _, j := range jobs {
+		if errors.Is(j.err, client.ErrInterrupted) {
+			return j.err
+		}
+	}
+	return cause
 }
 
 // hash prepares the jobs in some goroutines, which run ahead of the signing by
@@ -153,10 +166,10 @@ func (p *pipeline) sign(ctx context.Context, batch []*job) error {
 		var signatures [][]byte
 		signatures, err = p.session.SignAll(ctx, p.key, digestsOf(batch))
 		batch = p.write(batch, signatures)
-		if err != nil && ctx.Err() != nil {
+		if err != nil && ctx.Err() != nil && !errors.Is(err, client.ErrInterrupted) {
 			err = context.Cause(ctx) // what stopped the run, not that it stopped
 		}
-		if errors.Is(err, client.ErrInterrupted) && !p.session.Extended() && again < signAgainTimes {
+		if errors.Is(err, client.ErrInterrupted) && ctx.Err() == nil && !p.session.Extended() && again < signAgainTimes {
 			p.warn("%s; signing %d again (%d of %d)", told(err).Message, len(batch), again+1, signAgainTimes)
 			err = nil
 		}
