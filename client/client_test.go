@@ -9,14 +9,17 @@ import (
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+	"unicode"
 
 	"chancery/client/clienttest"
 	"chancery/tunnel"
@@ -699,5 +702,27 @@ func TestErrorsTellNoSecretAndNoStruct(t *testing.T) {
 	want := `client: unlock "p256": the passphrase does not open this key; check that it is the one for this key`
 	if err == nil || err.Error() != want {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestAForeignCertificateWritesNoLinesOfItsOwn: whoever is on the path chooses what it says.
+func TestAForeignCertificateWritesNoLinesOfItsOwn(t *testing.T) {
+	names := slices.Repeat([]string{"x\nchancery: wrote document.sig\x1b[2K"}, 90)
+	forged := x509.HostnameError{Certificate: &x509.Certificate{DNSNames: names}, Host: "bridge.example.com"}
+	for name, cause := range map[string]error{
+		"while connecting": &tunnel.Error{Kind: tunnel.KindBridgeName, Bridge: "b:1", Err: forged},
+		"in the session":   &lostError{sent: true, cause: forged},
+		"otherwise":        forged,
+	} {
+		var e *Error
+		if !errors.As(told("whoami", "", cause), &e) {
+			t.Fatal(name)
+		}
+		if strings.ContainsFunc(e.Message, func(r rune) bool { return !unicode.IsPrint(r) }) || len(e.Message) > 4096 {
+			t.Errorf("%s: %d bytes, %.200q", name, len(e.Message), e.Message)
+		}
+		if !strings.Contains(e.Message, "wrote document.sig") {
+			t.Errorf("%s: %.200q does not show what was said", name, e.Message)
+		}
 	}
 }

@@ -112,8 +112,7 @@ func (e *lostError) Unwrap() error { return e.cause }
 
 const timeoutText = "the time for this call ran out"
 
-// lostText is the sentence about a connection that broke. The network's own words go along:
-// they name addresses that the user configured.
+// lostText is the sentence about a connection that broke. The network's own words go along.
 func lostText(cause error) string {
 	var known *Error
 	if errors.As(cause, &known) {
@@ -122,7 +121,7 @@ func lostText(cause error) string {
 	if errors.Is(cause, context.DeadlineExceeded) {
 		return timeoutText
 	}
-	return "the connection to the server was lost: " + cause.Error()
+	return "the connection to the server was lost: " + wire.Sentence(cause.Error())
 }
 
 // hints are for the failures whose sentence says only what is wrong.
@@ -193,9 +192,10 @@ func sorted(err error) Error {
 	case errors.As(err, &lost):
 		return Error{Code: CodeConnectionLost, Message: lostText(lost.cause), Err: err}
 	}
-	return Error{Code: CodeConnectionLost, Message: err.Error(), Err: err}
+	return Error{Code: CodeConnectionLost, Message: wire.Sentence(err.Error()), Err: err}
 }
 
+// fromTunnel quotes the cause as a peer's text: it may name what is in a certificate that nobody trusts.
 func fromTunnel(e *tunnel.Error) Error {
 	code, ok := kindCodes[e.Kind]
 	if !ok {
@@ -203,7 +203,7 @@ func fromTunnel(e *tunnel.Error) Error {
 	}
 	message := fmt.Sprintf("bridge %q: %s", e.Bridge, e.What())
 	if e.Err != nil {
-		message += fmt.Sprintf(" (%s)", strings.TrimPrefix(e.Err.Error(), "tunnel: "))
+		message += fmt.Sprintf(" (%s)", wire.Sentence(strings.TrimPrefix(e.Err.Error(), "tunnel: ")))
 	}
 	return Error{Code: code, Message: message, Hint: e.Hint(), Err: e}
 }

@@ -180,13 +180,12 @@ func readReason(c *cursor) (code Code, err error) {
 	return "", shape("unknown reason")
 }
 
-// maxSentence bounds, in characters, what a server may say to a user.
+// maxSentence bounds, in characters, what a peer may say to a user.
 const maxSentence = 1000
 
-// readSentence reads text that is shown to a user: what a terminal would act upon instead of
-// showing it becomes U+FFFD, line ends included, since those would forge another message.
-func readSentence(c *cursor) (string, error) {
-	s, err := c.string()
+// Sentence returns a peer's text as it may be shown to a user, cut where it is long: what a terminal would act
+// upon instead of showing it becomes U+FFFD, line ends included, since those would forge another message.
+func Sentence(text string) string {
 	count := 0
 	return strings.Map(func(r rune) rune {
 		switch count++; {
@@ -196,7 +195,12 @@ func readSentence(c *cursor) (string, error) {
 			return unicode.ReplacementChar
 		}
 		return r
-	}, s), err
+	}, text)
+}
+
+func readSentence(c *cursor) (string, error) {
+	s, err := c.string()
+	return Sentence(s), err
 }
 
 func readCode(c *cursor) (Code, error) {
