@@ -46,7 +46,7 @@ func writeCleartextHeader(w io.Writer, hash crypto.Hash) error {
 type canonicalText struct {
 	hash   io.Writer // receives CRLF line endings; cannot fail
 	out    io.Writer
-	escape bool // dash-escape the copy
+	escape bool // dash-escape the copy: this is being signed
 
 	copied  bytes.Buffer // of the current Write, for out
 	spaces  []byte       // white space that counts only if something follows on its line
@@ -55,6 +55,9 @@ type canonicalText struct {
 }
 
 func (t *canonicalText) Write(b []byte) (int, error) {
+	if t.escape && bytes.IndexByte(b, 0) >= 0 {
+		return 0, fmt.Errorf("%w: it has NUL bytes, as text in UTF-16 does, and GnuPG takes some of them for spaces", ErrText)
+	}
 	t.copied.Reset()
 	for rest := b; len(rest) > 0; {
 		line, after, ended := bytes.Cut(rest, []byte("\n"))

@@ -85,7 +85,7 @@ func New(cert *Certificate, opts Options) (*Pending, error) {
 }
 
 // Write adds to the document. With Format Cleartext it fails with ErrText when
-// a line is too long for other programs, or with the error of Options.Text.
+// a line is too long for other programs or has NUL bytes, or with the error of Options.Text.
 func (p *Pending) Write(b []byte) (int, error) {
 	if p.text != nil {
 		return p.text.Write(b)

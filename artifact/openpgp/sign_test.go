@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/ProtonMail/go-crypto/openpgp"
@@ -171,6 +172,21 @@ func TestSignRefuses(t *testing.T) {
 	}
 	if _, err := New(k.cert, Options{Format: Cleartext}); !errors.Is(err, ErrOptions) {
 		t.Errorf("cleartext without a place for the text: %v", err)
+	}
+}
+
+// TestNULBytesAreNotSignedInCleartext: GnuPG drops them at the ends of lines and finds the signature wrong.
+func TestNULBytesAreNotSignedInCleartext(t *testing.T) {
+	k := keyNamed(t, "ed25519")
+	utf16 := "\xff\xfeh\x00i\x00\r\x00\n\x00"
+	for name, document := range map[string]string{"UTF-16": utf16, "at the end": "text\x00", "inside": "te\x00xt\n"} {
+		err := Sign(&bytes.Buffer{}, iotest.OneByteReader(strings.NewReader(document)), k.cert, k.signer, Options{Format: Cleartext})
+		if !errors.Is(err, ErrText) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if err := Sign(&bytes.Buffer{}, strings.NewReader(document), k.cert, k.signer, Options{}); err != nil {
+			t.Errorf("%s, detached: %v", name, err)
+		}
 	}
 }
 
