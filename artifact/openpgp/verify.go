@@ -139,7 +139,7 @@ func (c candidate) acceptable(kinds ...packet.SignatureType) error {
 		return fmt.Errorf("%w: it rests on %v, which can be forged", ErrSignature, s.Hash)
 	case hasCriticalNotation(s):
 		return fmt.Errorf("%w: it has a critical notation that this program does not know", ErrSignature)
-	case flags.FlagsValid && !flags.FlagSign:
+	case flags.FlagsValid && !flags.FlagSign, c.key.PublicKey.IsSubkey && !crossCertified(flags):
 		return fmt.Errorf("%w: key %s is not meant for signing documents", ErrSignature, fingerprintOf(c.key.PublicKey))
 	case s.CreationTime.Before(c.key.PublicKey.CreationTime):
 		return fmt.Errorf("%w: it is dated before its key was made", ErrSignature)
@@ -147,6 +147,13 @@ func (c candidate) acceptable(kinds ...packet.SignatureType) error {
 		return fmt.Errorf("%w: it is dated in the future; check this machine's clock", ErrSignature)
 	}
 	return nil
+}
+
+// crossCertified tells whether a subkey agreed to its binding (RFC 9580, section 5.2.1.8). Without that anybody
+// could adopt another's signing key, and with it all that it signed. A binding that says that the
+// subkey signs was accepted only with such a signature, which was verified.
+func crossCertified(binding *packet.Signature) bool {
+	return binding.FlagsValid && binding.FlagSign && binding.EmbeddedSignature != nil
 }
 
 // conclude verifies every candidate against the hash of what it signs.

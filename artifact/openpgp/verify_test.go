@@ -2,12 +2,18 @@ package openpgp
 
 import (
 	"bytes"
+	"crypto"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 	"testing/iotest"
 	"time"
+
+	"github.com/ProtonMail/go-crypto/openpgp/packet"
 )
 
 func TestVerifyRefuses(t *testing.T) {
@@ -156,5 +162,72 @@ func TestCleartextRefusesBinarySignature(t *testing.T) {
 	message := cleartextBegin + "\nHash: SHA256\n\ntext\n" + string(sign(t, k, "text", Options{}))
 	if _, err := VerifyCleartext(k.cert, strings.NewReader(message), nil); !errors.Is(err, ErrSignature) {
 		t.Errorf("VerifyCleartext returned %v", err)
+	}
+}
+
+// certificateWith is the key's certificate with packets added: at its end, or behind the primary key.
+func certificateWith(t *testing.T, k testKey, before, signature []byte, atEnd bool) *Certificate {
+	t.Helper()
+	packets, err := packetsOf(publicKeyBlock, []byte(k.armored))
+	if err != nil {
+		t.Fatal(err)
+	}
+	place := len(packets)
+	if !atEnd {
+		place = 2 + int(packets[1]) // the primary key's packet, with a length of one octet
+	}
+	cert, err := ParseCertificate(slices.Insert(bytes.Clone(packets), place, append(bytes.Clone(before), signature...)...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cert
+}
+
+// selfSign makes a signature by the key over what content writes.
+func selfSign(t *testing.T, k testKey, kind packet.SignatureType, at time.Time, subpackets []byte, content func(io.Writer)) []byte {
+	t.Helper()
+	u, err := newUnsigned(k.cert.entity.PrimaryKey, kind, crypto.SHA256, at, subpackets)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content(u.content)
+	raw, err := k.signer.Sign(rand.Reader, u.digest(), u.signerHash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	signature, err := u.complete(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return signature
+}
+
+// TestAdoptedKeysDoNotSign binds somebody else's key as a subkey, without the signature that only its owner can make.
+func TestAdoptedKeysDoNotSign(t *testing.T) {
+	victim, thief := keyNamed(t, "p256"), keyNamed(t, "ed25519")
+	_, material, err := keyMaterial(victim.cert.public)
+	if err != nil {
+		t.Fatal(err)
+	}
+	body := binary.BigEndian.AppendUint32([]byte{4}, uint32(created.Unix()))
+	body = append(append(body, byte(packet.PubKeyAlgoECDSA)), material...)
+	const packetTypeSubkey = 14
+	subkey := appendPacket(nil, packetTypeSubkey, body)
+	for name, flags := range map[string][]byte{
+		"without flags":  nil,
+		"for encryption": appendSubpacket(nil, subpacketKeyFlags, []byte{packet.KeyFlagEncryptStorage}),
+	} {
+		binding := selfSign(t, thief, packet.SigTypeSubkeyBinding, created, flags, func(w io.Writer) {
+			_ = thief.cert.entity.PrimaryKey.SerializeForHash(w)
+			_ = victim.cert.entity.PrimaryKey.SerializeForHash(w)
+		})
+		cert := certificateWith(t, thief, subkey, binding, true)
+		verification, err := Verify(cert, sign(t, victim, "document", Options{}), strings.NewReader("document"))
+		if !errors.Is(err, ErrSignature) || verification != nil {
+			t.Errorf("%s: %+v, %v", name, verification, err)
+		}
+		if _, err := VerifyCleartext(cert, bytes.NewReader(sign(t, victim, "document", Options{Format: Cleartext})), nil); !errors.Is(err, ErrSignature) {
+			t.Errorf("%s, cleartext: %v", name, err)
+		}
 	}
 }
