@@ -26,6 +26,7 @@ const (
 type Certificate struct {
 	entity  *openpgp.Entity
 	self    *packet.Signature // of the primary user ID
+	direct  *packet.Signature // the newest one over the primary key by itself, or nil
 	public  crypto.PublicKey
 	userIDs []string
 }
@@ -45,7 +46,7 @@ func ParseCertificate(data []byte) (*Certificate, error) {
 	}
 	// Sizes and kinds are checked before any signature is verified, so that a
 	// huge key cannot make the verification slow.
-	public, userIDs, err := surveyCertificate(packets)
+	found, err := surveyCertificate(packets)
 	if err != nil {
 		return nil, err
 	}
@@ -54,16 +55,35 @@ func ParseCertificate(data []byte) (*Certificate, error) {
 		return nil, fmt.Errorf("%w: %v", ErrCertificate, err)
 	}
 	self, _ := entity.PrimarySelfSignature()
-	if err := checkBindings(entity, self); err != nil {
+	direct := newestDirect(entity.PrimaryKey, found.direct)
+	if err := checkBindings(entity, self, direct); err != nil {
 		return nil, err
 	}
-	userIDs = slices.DeleteFunc(userIDs, func(id string) bool { return !bound(entity, id) })
-	return &Certificate{entity: entity, self: self, public: public, userIDs: userIDs}, nil
+	userIDs := slices.DeleteFunc(found.userIDs, func(id string) bool { return !bound(entity, id) })
+	return &Certificate{entity: entity, self: self, direct: direct, public: found.public, userIDs: userIDs}, nil
 }
 
-// surveyCertificate checks which packets there are, and returns the primary
-// key and the user IDs in their order.
-func surveyCertificate(packets []byte) (public crypto.PublicKey, userIDs []string, err error) {
+// newestDirect returns the newest signature that the primary key made over itself and that has not expired, or nil.
+func newestDirect(primary *packet.PublicKey, signatures []*packet.Signature) *packet.Signature {
+	slices.SortStableFunc(signatures, func(a, b *packet.Signature) int { return b.CreationTime.Compare(a.CreationTime) })
+	for _, s := range signatures {
+		if s.CheckKeyIdOrFingerprint(primary) && !s.SigExpired(time.Now()) && primary.VerifyDirectKeySignature(s) == nil {
+			return s
+		}
+	}
+	return nil
+}
+
+// survey is what a certificate is made of, before any signature is verified.
+type survey struct {
+	public  crypto.PublicKey    // the primary key
+	userIDs []string            // in their order
+	direct  []*packet.Signature // those that may be over the primary key by itself
+}
+
+// surveyCertificate checks which packets there are.
+func surveyCertificate(packets []byte) (*survey, error) {
+	found := &survey{}
 	r := packet.NewReader(bytes.NewReader(packets))
 	subkeys := 0
 	for n := 0; ; n++ {
@@ -72,36 +92,40 @@ func surveyCertificate(packets []byte) (public crypto.PublicKey, userIDs []strin
 			break
 		}
 		if err != nil || n == maxCertificatePackets {
-			return nil, nil, fmt.Errorf("%w: damaged, or more than %d packets", ErrCertificate, maxCertificatePackets)
+			return nil, fmt.Errorf("%w: damaged, or more than %d packets", ErrCertificate, maxCertificatePackets)
 		}
 		switch p := p.(type) {
 		case *packet.PublicKey:
 			if p.IsSubkey {
 				subkeys++
-			} else if public != nil {
-				return nil, nil, fmt.Errorf("%w: more than one primary key; export only the one that is meant", ErrCertificate)
+			} else if found.public != nil {
+				return nil, fmt.Errorf("%w: more than one primary key; export only the one that is meant", ErrCertificate)
 			}
 			key, err := surveyKey(p)
 			if err != nil {
-				return nil, nil, err
+				return nil, err
 			}
 			if !p.IsSubkey {
-				public = key
+				found.public = key
 			}
 		case *packet.UserId:
-			userIDs = append(userIDs, p.Id)
-		case *packet.Signature, *packet.UserAttribute:
+			found.userIDs = append(found.userIDs, p.Id)
+		case *packet.Signature:
+			if p.SigType == packet.SigTypeDirectSignature {
+				found.direct = append(found.direct, p)
+			}
+		case *packet.UserAttribute:
 		case *packet.PrivateKey:
-			return nil, nil, fmt.Errorf("%w: it holds a private key; export the public one", ErrCertificate)
+			return nil, fmt.Errorf("%w: it holds a private key; export the public one", ErrCertificate)
 		default:
-			return nil, nil, fmt.Errorf("%w: it holds packets that are no part of one", ErrCertificate)
+			return nil, fmt.Errorf("%w: it holds packets that are no part of one", ErrCertificate)
 		}
 	}
-	if public == nil || subkeys > maxCertificateSubkeys {
-		return nil, nil, fmt.Errorf("%w: no primary key that this program can use, or more than %d subkeys",
+	if found.public == nil || subkeys > maxCertificateSubkeys {
+		return nil, fmt.Errorf("%w: no primary key that this program can use, or more than %d subkeys",
 			ErrCertificate, maxCertificateSubkeys)
 	}
-	return public, userIDs, nil
+	return found, nil
 }
 
 // surveyKey checks a key's version and size. Encryption subkeys may be of any
@@ -117,11 +141,14 @@ func surveyKey(key *packet.PublicKey) (crypto.PublicKey, error) {
 }
 
 // checkBindings refuses certificates whose own signatures are missing or weak.
-func checkBindings(entity *openpgp.Entity, self *packet.Signature) error {
+func checkBindings(entity *openpgp.Entity, self, direct *packet.Signature) error {
 	if self == nil {
 		return fmt.Errorf("%w: no user ID with a self-signature", ErrCertificate)
 	}
 	signatures := []*packet.Signature{self}
+	if direct != nil {
+		signatures = append(signatures, direct)
+	}
 	for _, subkey := range entity.Subkeys {
 		signatures = append(signatures, subkey.Sig)
 		if subkey.Sig.EmbeddedSignature != nil {
@@ -163,12 +190,20 @@ func (c *Certificate) UserIDs() []string { return slices.Clone(c.userIDs) }
 // Created returns when the primary key was made.
 func (c *Certificate) Created() time.Time { return c.entity.PrimaryKey.CreationTime.UTC() }
 
-// Expires returns when the primary key expires, or the zero time if it never does.
+// Expires returns when the primary key expires, or the zero time if it never does: the earlier of what the primary
+// user ID's self-signature says and the newest signature directly on the key (RFC 9580, section 5.2.3.13).
 func (c *Certificate) Expires() time.Time {
-	if c.self.KeyLifetimeSecs == nil || *c.self.KeyLifetimeSecs == 0 {
-		return time.Time{}
+	var expires time.Time
+	for _, s := range []*packet.Signature{c.self, c.direct} {
+		if s == nil || s.KeyLifetimeSecs == nil || *s.KeyLifetimeSecs == 0 {
+			continue
+		}
+		end := c.Created().Add(time.Duration(*s.KeyLifetimeSecs) * time.Second)
+		if expires.IsZero() || end.Before(expires) {
+			expires = end
+		}
 	}
-	return c.Created().Add(time.Duration(*c.self.KeyLifetimeSecs) * time.Second)
+	return expires
 }
 
 // Revoked says whether the certificate carries a revocation of its primary key,

@@ -2,13 +2,18 @@ package openpgp
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ProtonMail/go-crypto/openpgp/packet"
 
 	"chancery/internal/testtool"
 )
@@ -341,5 +346,49 @@ func TestWeRefuseGPGSHA1(t *testing.T) {
 	signature := gpg.run(t, "document", "--digest-algo", "SHA1", "--detach-sign")
 	if _, err := Verify(cert, []byte(signature), strings.NewReader("document")); !isError(err, ErrSignature) {
 		t.Errorf("Verify returned %v", err)
+	}
+}
+
+// TestASignatureOnTheKeyLetsItExpire: the owner may set the expiry there instead of in a user ID's self-signature.
+func TestASignatureOnTheKeyLetsItExpire(t *testing.T) {
+	k := keyNamed(t, "ed25519")
+	signature := sign(t, k, "document", Options{})
+	onKey := func(at time.Time, lifetime time.Duration) []byte {
+		extra := appendSubpacket(nil, subpacketKeyFlags, []byte{packet.KeyFlagCertify | packet.KeyFlagSign})
+		extra = appendSubpacket(extra, subpacketKeyExpirationTime, binary.BigEndian.AppendUint32(nil, uint32(lifetime.Seconds())))
+		return selfSign(t, k, packet.SigTypeDirectSignature, at, extra, func(w io.Writer) {
+			_ = k.cert.entity.PrimaryKey.SerializeForHash(w)
+		})
+	}
+	expired := onKey(created.Add(2*time.Second), time.Minute)
+	forged := onKey(created.Add(3*time.Second), time.Hour)
+	forged[len(forged)-1] ^= 1
+	for name, test := range map[string]struct {
+		signatures []byte
+		want       time.Time
+	}{
+		"one":              {expired, created.Add(time.Minute)},
+		"and an older one": {append(onKey(created, 1000*time.Hour), expired...), created.Add(time.Minute)},
+		"and a forged one": {append(bytes.Clone(forged), expired...), created.Add(time.Minute)},
+		"one without end":  {onKey(created, 0), time.Time{}},
+	} {
+		cert := certificateWith(t, k, nil, test.signatures, false)
+		if !cert.Expires().Equal(test.want) {
+			t.Errorf("%s: expires %v, not %v", name, cert.Expires(), test.want)
+		}
+		_, err := Verify(cert, signature, strings.NewReader("document"))
+		if expires := !test.want.IsZero(); expires != isError(err, ErrExpired) || !expires && err != nil {
+			t.Errorf("%s: Verify returned %v", name, err)
+		}
+	}
+	cert, err := packetsOf(publicKeyBlock, []byte(k.armored))
+	if err != nil {
+		t.Fatal(err)
+	}
+	gpg := newGPG(t)
+	gpg.run(t, string(armorBlock(publicKeyBlock, slices.Insert(cert, 2+int(cert[1]), expired...))), "--import")
+	status, _, _ := gpg.try("", "--status-fd", "1", "--verify", gpg.file(t, "signature", signature), gpg.file(t, "document", []byte("document")))
+	if !strings.Contains(status, "EXPKEYSIG") {
+		t.Errorf("GnuPG says otherwise: %s", status)
 	}
 }
