@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 
 	"github.com/spf13/pflag"
 	"golang.org/x/term"
@@ -18,6 +19,10 @@ import (
 
 // stdio is the name of standard input and output on the command line.
 const stdio = "-"
+
+// maxTemporaryBase is how much of an output's name goes into that of its temporary file, in bytes: no more than
+// what a name of 255 bytes, the usual limit, has room for.
+const maxTemporaryBase = 200
 
 // sink is an output that comes into being as a whole or not at all. What is
 // written goes to a temporary file, for a path beside it.
@@ -53,7 +58,7 @@ func (s *sink) Write(b []byte) (int, error) {
 	return n, nil
 }
 
-// vacant refuses a path where something is, unless it is to be replaced.
+// vacant refuses a path where something is, unless it is a file or a link and to be replaced.
 func (s *sink) vacant() error {
 	info, err := os.Lstat(s.path)
 	switch {
@@ -63,6 +68,11 @@ func (s *sink) vacant() error {
 		return outputError(s.path, err)
 	case info.IsDir():
 		return cli.Failed("file_exists", "%q is a directory", s.path)
+	case !info.Mode().IsRegular() && info.Mode()&fs.ModeSymlink == 0:
+		// A file in its place would reach nobody who reads from there, and take the device from all others.
+		e := cli.Failed("file_exists", "%q is a pipe, a device or a socket, which no file may replace", s.path)
+		e.Hint = "write to standard output with --output -, or elsewhere"
+		return e
 	case !s.force:
 		return existsError(s.path)
 	}
@@ -78,7 +88,9 @@ func existsError(path string) error {
 // createBeside makes a temporary file in the directory of path, with the
 // permissions that the umask leaves of 0644.
 func createBeside(path string) (*os.File, error) {
-	name := fmt.Sprintf(".%s.%s.tmp", filepath.Base(path), rand.Text()[:10])
+	base := filepath.Base(path)
+	base = strings.ToValidUTF8(base[:min(len(base), maxTemporaryBase)], "") // not with half a character at its end
+	name := fmt.Sprintf(".%s.%s.tmp", base, rand.Text()[:10])
 	return os.OpenFile(filepath.Join(filepath.Dir(path), name), os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o644)
 }
 
