@@ -47,7 +47,9 @@ type Transport struct {
 }
 
 // NewTransport takes over a connection and sets no-delay, TCP keepalive and, on
-// Linux, the same limit for unacknowledged data on it where it is TCP.
+// Linux, the same limit for unacknowledged data on it where it is TCP. Linux counts
+// a peer whose window stays closed as well, and with a longer limit would find one
+// that vanished later, whatever keepalive says.
 func NewTransport(conn net.Conn, keepAlive net.KeepAliveConfig) *Transport {
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		// A socket that refuses an option still works, only less promptly.

@@ -66,7 +66,8 @@ type Config struct {
 	LegAnswer time.Duration
 	// Stall bounds each write to a peer: one that takes in nothing for so long
 	// loses its pair. Like IdleTimeout it may take a quarter of the shorter of
-	// the two longer. Default 60 s.
+	// the two longer. Linux cuts a peer whose window stays closed as one that
+	// vanished, after KeepAlive's time, where that is shorter. Default 60 s.
 	Stall time.Duration
 	// Linger bounds how long a pair's second direction may outlive the orderly
 	// end of its first. Default 10 s.
