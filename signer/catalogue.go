@@ -48,8 +48,13 @@ func (c *catalogue) listingSize(userID int64) (size int) {
 	return size
 }
 
-// replySize is about how many bytes the reply to a request takes, where that is much more than the request.
-func (s *Server) replySize(userID int64, request *wire.Request) int {
+// signatureSize is about what each signature of a batch takes beside its text in the request, in bytes: the decoded input,
+// its job, the signature and its record.
+const signatureSize = 256
+
+// workSize is about how many bytes a request has the server hold beside its frame, where that is much: a long reply, or
+// the many signatures of a batch, whose text may be as short as three bytes each.
+func (s *Server) workSize(userID int64, request *wire.Request) int {
 	if request == nil {
 		return 0
 	}
@@ -63,6 +68,8 @@ func (s *Server) replySize(userID int64, request *wire.Request) int {
 				return c.keys()[key.ID].size
 			}
 		}
+	case *wire.SignAll:
+		return signatureSize * max(len(body.Digests), len(body.Messages))
 	}
 	return 0
 }

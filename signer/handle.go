@@ -16,11 +16,7 @@ import (
 // answer fills in the reply to one request, whatever happens.
 func (t *session) answer(ctx context.Context, r *reply, request *wire.Request, fault error, m *member) {
 	if request == nil {
-		t.refusalLog().Info("request not supported", "error", fault)
-		r.response = wire.Response{Session: t.id, ID: requestID(fault), Body: &wire.UnsupportedReply{}}
-		if err := t.recordUnsupported(ctx, requestID(fault)); err != nil {
-			r.response.Body = toWire(err, "")
-		}
+		r.response = wire.Response{Session: t.id, ID: requestID(fault), Body: t.refuseUndecoded(ctx, fault)}
 		return
 	}
 	allowance, cause := t.server.allowance(request.Body)
@@ -56,6 +52,27 @@ func (t *session) refuse(ctx context.Context, request *wire.Request, err error) 
 		log.Warn("request refused")
 	}
 	return failure
+}
+
+// refuseUndecoded records and logs a request that the server does not know or does not take, and returns the answer.
+func (t *session) refuseUndecoded(ctx context.Context, fault error) wire.ResponseBody {
+	t.refusalLog().Info("request not supported", "error", fault)
+	err := tooMany(fault)
+	if unrecorded := t.recordUndecoded(ctx, requestID(fault), err); unrecorded != nil {
+		err = unrecorded
+	}
+	if err != nil {
+		return toWire(err, "")
+	}
+	return &wire.UnsupportedReply{}
+}
+
+// tooMany has a client whose batch is too long for the protocol ask for fewer signatures at once; nil for another fault.
+func tooMany(fault error) error {
+	if !errors.Is(fault, wire.ErrBatchTooLarge) {
+		return nil
+	}
+	return fmt.Errorf("%w: %w", fault, wire.Errorf(wire.CodeBatchTooLarge, "a request may ask for %d signatures at most; ask for fewer at once", wire.MaxBatch))
 }
 
 // refusalLog is for one line that the peer can cause again and again.

@@ -123,6 +123,44 @@ func TestRequestsInFlightOfOneUserAreLimited(t *testing.T) {
 	want[*wire.SignReply](second, second.call(signRequest("p256")))
 }
 
+// emptyMessages is a request that is short for what it asks for.
+func emptyMessages(key string, n int) *wire.SignAll {
+	batch := &wire.SignAll{Key: key, Messages: make([][]byte, n)}
+	for i := range batch.Messages {
+		batch.Messages[i] = []byte{}
+	}
+	return batch
+}
+
+func TestSignaturesOfABatchCountAsRequestsInFlight(t *testing.T) {
+	w := newWorld(t, func(_ *world, cfg *Config) { cfg.SessionRequests, cfg.UserRequests = 4, 4 })
+	first, second := w.unlockedClient("ed25519"), w.connect("alice", true)
+	release := make(chan struct{})
+	w.keys[token.Ed25519].before(waitFor(release))
+	first.send(emptyMessages("ed25519", 4*64)) // less than 1 KiB of text
+	w.eventually("the batch to be at the token", func() bool { return w.keys[token.Ed25519].busy.Load() > 0 })
+	second.refused(&wire.WhoAmI{}, wire.CodeBusy)
+	close(release)
+	want[*wire.SignAllReply](first, first.receive().Body)
+	want[*wire.WhoAmIReply](second, second.call(&wire.WhoAmI{}))
+}
+
+func TestABatchOfTooManyIsToldToAskForFewer(t *testing.T) {
+	w := newWorld(t)
+	c := w.unlockedClient("p256")
+	c.refused(emptyMessages("p256", wire.MaxBatch), wire.CodeAlgorithmMismatch)
+	id := c.send(emptyMessages("p256", wire.MaxBatch+1))
+	response := c.receive()
+	got := want[*wire.Error](c, response.Body)
+	if got.Code != wire.CodeBatchTooLarge || response.ID != id || !strings.Contains(got.Message, fmt.Sprint(wire.MaxBatch)) {
+		t.Errorf("answer %d: %+v", response.ID, got)
+	}
+	if r := w.audit.of(audit.KindRefused); r[len(r)-1].Outcome != "batch_too_large" {
+		t.Errorf("recorded %+v", r)
+	}
+	want[*wire.WhoAmIReply](c, c.call(&wire.WhoAmI{}))
+}
+
 // busiest counts how many passphrases are derived at once.
 type busiest struct {
 	nobody

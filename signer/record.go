@@ -193,10 +193,13 @@ func (t *session) recordRefused(ctx context.Context, request *wire.Request, caus
 	return t.server.refusals.record(ctx, t.userID, record)
 }
 
-// recordUnsupported records a request that the server does not know.
-func (t *session) recordUnsupported(ctx context.Context, id uint64) error {
+// recordUndecoded records a request that the server does not know, or for which reason it does not take it.
+func (t *session) recordUndecoded(ctx context.Context, id uint64, reason error) error {
 	record := t.entry(audit.KindRefused, id, "")
 	record.Outcome = string(wire.CodeUnsupported)
+	if reason != nil {
+		record.Outcome = outcomeOf(reason)
+	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), refusalPatience)
 	defer cancel()
 	return t.server.refusals.record(ctx, t.userID, record)

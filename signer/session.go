@@ -158,7 +158,7 @@ func (t *session) read(ctx, reading context.Context) error {
 		if errors.Is(err, wire.ErrMalformed) {
 			return err
 		}
-		r := &reply{received: received, weight: t.server.requestWeight(len(frame) + t.server.replySize(t.userID, request)), ready: make(chan struct{})}
+		r := &reply{received: received, weight: t.server.requestWeight(len(frame) + t.server.workSize(t.userID, request)), ready: make(chan struct{})}
 		if err := t.admit(reading, r, together.release); err != nil {
 			return t.endOfStream(ctx, reading, err)
 		}
@@ -222,7 +222,7 @@ func (t *session) endOfStream(ctx, reading context.Context, err error) error {
 }
 
 // requestWeight counts a request by what it makes the server hold: one for each
-// 16 KiB of its frame and of a large reply. A single request never exceeds a limit.
+// 16 KiB of its frame and of its workSize. A single request never exceeds a limit.
 func (s *Server) requestWeight(size int) int64 {
 	const unit = 16 << 10
 	return int64(min(1+size/unit, s.cfg.SessionRequests, s.cfg.UserRequests, s.cfg.ServerRequests))

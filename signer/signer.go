@@ -91,7 +91,7 @@ type Config struct {
 
 	MaxSessions        int           // default 256; further clients wait at the bridge
 	MaxSessionsPerUser int           // default 64; a further one is told to come back later, and many further ones are closed
-	SessionRequests    int           // default 256: requests in flight in one session, each 16 KiB of a frame counting as one
+	SessionRequests    int           // default 256: requests in flight in one session, each 16 KiB of a frame or 64 signatures of a batch counting as one
 	ServerRequests     int           // default 4096: the same for all sessions together
 	UserRequests       int           // default a quarter of ServerRequests, or what one session may: those of one user's sessions together
 	UserRate           int           // default 20000: requests of one user a second, and twice as many at once

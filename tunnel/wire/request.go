@@ -2,6 +2,7 @@ package wire
 
 import (
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"time"
 
@@ -73,7 +74,7 @@ type Sign struct {
 }
 
 // SignAll asks for several signatures with one key; exactly one of Digests and
-// Messages is not nil. Either all succeed or none is answered.
+// Messages is not nil, with at most MaxBatch entries. Either all succeed or none is answered.
 type SignAll struct {
 	Key      string
 	Scheme   Scheme // chancery/1 only
@@ -142,8 +143,12 @@ func (*Sign) Name() string { return "sign" }
 // Name returns "sign_all".
 func (*SignAll) Name() string { return "sign_all" }
 
-// UnsupportedError is well-formed JSON that is not a request the server knows.
-// The server answers UnsupportedReply with this id and its own session's, and
+// ErrBatchTooLarge says that a sign_all has more than MaxBatch entries.
+var ErrBatchTooLarge = errors.New("too many entries in one request")
+
+// UnsupportedError is well-formed JSON that is not a request the server knows, or
+// one that it does not take because of ErrBatchTooLarge. The server answers
+// UnsupportedReply, or CodeBatchTooLarge, with this id and its own session's, and
 // the connection goes on.
 type UnsupportedError struct {
 	RequestID uint64 // the request's, or zero where it had none that is readable

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/google/uuid"
@@ -9,7 +10,8 @@ import (
 // DecodeRequest decodes one frame. The request shares no memory with it, and a
 // passphrase in it has been overwritten.
 //
-// Errors: *UnsupportedError, to be answered; or ErrMalformed, which ends the connection.
+// Errors: *UnsupportedError, to be answered, which wraps ErrBatchTooLarge for a sign_all of more than MaxBatch entries;
+// or ErrMalformed, which ends the connection.
 func DecodeRequest(frame []byte, extended bool) (*Request, error) {
 	if err := validate(frame); err != nil {
 		return nil, err
@@ -100,12 +102,12 @@ func (s *Sign) read(c *cursor, extended bool) error {
 func (s *SignAll) read(c *cursor, extended bool) error {
 	known := record{
 		{"key", true, set(&s.Key, (*cursor).string)},
-		{"digests", !extended, list(&s.Digests, digestReader(extended))},
+		{"digests", !extended, batch(&s.Digests, digestReader(extended))},
 	}
 	if extended {
 		known = append(known,
 			recordField{"scheme", false, set(&s.Scheme, readScheme)},
-			recordField{"messages", false, list(&s.Messages, (*cursor).base64)})
+			recordField{"messages", false, batch(&s.Messages, (*cursor).base64)})
 		known = append(known, s.Terms.fields()...)
 	}
 	seen, err := c.fields(known)
@@ -116,6 +118,16 @@ func (s *SignAll) read(c *cursor, extended bool) error {
 		return shape("either digests or messages are wanted")
 	}
 	return nil
+}
+
+// batch is list for a sign_all: it stops at MaxBatch entries, before more of them take memory.
+func batch[T any](target *[]T, get func(*cursor) (T, error)) func(*cursor) error {
+	return list(target, func(c *cursor) (entry T, err error) {
+		if len(*target) == MaxBatch {
+			return entry, fmt.Errorf("%w: %d at most are taken", ErrBatchTooLarge, MaxBatch)
+		}
+		return get(c)
+	})
 }
 
 // fields are those of a request that has terms.

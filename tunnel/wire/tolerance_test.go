@@ -134,6 +134,41 @@ func TestDecodeRequestAnswersUnsupported(t *testing.T) {
 	}
 }
 
+func TestABatchHasABoundOfEntries(t *testing.T) {
+	for name, c := range map[string]struct {
+		list, entry string
+	}{
+		"messages": {"messages", `""`},
+		"digests":  {"digests", `["Sha256",""]`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			of := func(n int) string {
+				entries := strings.TrimSuffix(strings.Repeat(c.entry+",", n), ",")
+				return request(`{"sign_all":{"` + c.list + `":[` + entries + `],"key":"k"}}`)
+			}
+			got, err := decodes(of(wire.MaxBatch), true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if all := got.Body.(*wire.SignAll); max(len(all.Messages), len(all.Digests)) != wire.MaxBatch {
+				t.Errorf("%d messages and %d digests", len(all.Messages), len(all.Digests))
+			}
+			_, err = decodes(of(wire.MaxBatch+1), true)
+			var unsupported *wire.UnsupportedError
+			if !errors.Is(err, wire.ErrBatchTooLarge) || !errors.As(err, &unsupported) || unsupported.RequestID != 7 {
+				t.Errorf("one more: %v", err)
+			}
+		})
+	}
+}
+
+// The bound refuses nothing that could be signed: the shortest digest takes more than its share of a frame.
+func TestNoFrameHoldsMoreDigestsThanABatchMayHave(t *testing.T) {
+	if shortest := len(`["Sha256",""],`) + 2*wire.SHA256.Size(); wire.MaxRequestExtended/shortest > wire.MaxBatch {
+		t.Errorf("a frame has room for %d digests", wire.MaxRequestExtended/shortest)
+	}
+}
+
 func TestDecodeRequestEndsTheConnection(t *testing.T) {
 	good := request(`{"who_am_i":{}}`)
 	for name, text := range map[string]string{

@@ -30,6 +30,9 @@ const (
 	// MaxResponse bounds what a client accepts. A batch's signatures and a key
 	// list with its certificates are larger than the request that asked for them.
 	MaxResponse = 64 << 20
+	// MaxBatch bounds the entries of a sign_all. No frame has room for as many digests that are valid; without it one
+	// would for hundreds of thousands of empty messages, each of which costs the server much more than its text.
+	MaxBatch = MaxRequestExtended / 64
 )
 
 // RequestLimit returns the bound of request frames for this kind of peer.
