@@ -290,7 +290,7 @@ func (t *session) groupSize(key string, arrived int) int {
 		return 1
 	}
 	opened, ok := t.lookUp(key)
-	if !ok || opened.lease.limited { // a call that fails uses up what all its signatures may
+	if !ok || opened.lease.limited { // which signs by itself, see signOne
 		return 1
 	}
 	return opened.pieceSize(int(t.inFlight.Load()) + arrived)

@@ -36,8 +36,8 @@ func (s *Server) leaseTime(grant *users.Grant) time.Duration {
 
 func (l *lease) ended(now time.Time) bool { return !l.ends.IsZero() && !now.Before(l.ends) }
 
-// take uses the lease for n signatures, or not at all. What a token then fails to sign is
-// used up all the same: nobody knows what it did. What others took it for goes on when it is used up.
+// take uses the lease for n signatures, or not at all, so that a batch has all that it needs before it begins. What a token
+// then fails to sign is used up all the same: nobody knows what it did. What others took it for goes on when it is used up.
 func (l *lease) take(n int) error {
 	if !l.limited {
 		return nil
@@ -53,5 +53,12 @@ func (l *lease) take(n int) error {
 		if l.left.CompareAndSwap(left, left-int64(n)) {
 			return nil
 		}
+	}
+}
+
+// giveBack returns what was taken for n signatures that the token was never asked for.
+func (l *lease) giveBack(n int) {
+	if l.limited {
+		l.left.Add(int64(n))
 	}
 }

@@ -52,6 +52,9 @@ func (t *session) sign(ctx context.Context, id uint64, request *wire.Sign, m *me
 
 // signOne makes and records one signature, together with those of the request's group where it has one.
 func (t *session) signOne(ctx context.Context, id uint64, made signed, m *member) (wire.Signature, error) {
+	if made.opened.lease.limited {
+		m.leave() // so that nobody's failure uses up another's signatures
+	}
 	if m.isOpen() {
 		return m.sign(ctx, work{made.key, made.opened, made.jobs[0], t.signedRecords(id, made)})
 	}
@@ -91,14 +94,17 @@ func (t *session) signAll(ctx context.Context, id uint64, request *wire.SignAll)
 }
 
 // perform waits for a turn at the token and has it make some signatures of one request. The grant is looked at when the
-// turn has come. A token that failed is opened anew, so that the user's next unlock finds it in order.
+// turn has come. A token that failed is opened anew, so that the user's next unlock finds it in order. What of the lease was
+// taken for the signatures is given back where the token is not asked for them.
 func (t *session) perform(ctx context.Context, key string, opened unlocked, jobs []job, signatures []wire.Signature) error {
 	turn, err := opened.home.slot.queue.Acquire(ctx, queue.Ticket{User: t.userID, Priority: opened.priority, Cost: int64(len(jobs))})
 	if err != nil {
+		opened.lease.giveBack(len(jobs))
 		return queued(err)
 	}
 	defer turn.Release()
 	if _, err := t.authorise(key, time.Now()); err != nil {
+		opened.lease.giveBack(len(jobs))
 		return err
 	}
 	made, err := t.server.ask(ctx, t.order(opened, jobs), opened, jobs[0].scheme)
@@ -162,6 +168,7 @@ func (t *session) performAll(ctx context.Context, key string, opened unlocked, j
 		group.Go(func() error { return t.guard(next) })
 	}
 	if err := group.Wait(); err != nil {
+		opened.lease.giveBack(cutter.left())
 		return nil, err
 	}
 	return signatures, nil
@@ -193,6 +200,13 @@ func (c *cutter) next() (piece, bool) {
 	p := piece{c.cut, c.cut + n}
 	c.cut = p.to
 	return p, true
+}
+
+// left is how many jobs are in no piece.
+func (c *cutter) left() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.jobs) - c.cut
 }
 
 const (
