@@ -65,6 +65,43 @@ func (f *fakeToken) open(context.Context, users.Token) (worker.Handler, error) {
 	return worker.NewVault(&fakeSession{fakeToken: f}, slog.New(slog.DiscardHandler)), nil
 }
 
+// distant answers as a token in a process of its own: where the context ends first, the unlock goes on there, and what it
+// finds is dropped.
+type distant struct{ worker.Handler }
+
+// Unlock implements worker.Handler.
+func (d distant) Unlock(ctx context.Context, u worker.Unlock, ledger worker.Ledger) (worker.Capability, error) {
+	type outcome struct {
+		capability worker.Capability
+		err        error
+	}
+	u.Passphrase = bytes.Clone(u.Passphrase)
+	result := make(chan outcome, 1)
+	go func() {
+		capability, err := d.Handler.Unlock(context.WithoutCancel(ctx), u, ledger)
+		result <- outcome{capability, err}
+	}()
+	select {
+	case o := <-result:
+		return o.capability, o.err
+	case <-ctx.Done():
+		go func() {
+			if late := <-result; late.err == nil {
+				d.Lock(late.capability)
+			}
+		}()
+		return worker.Capability{}, fmt.Errorf("fake: no answer yet: %w", context.Cause(ctx))
+	}
+}
+
+// inProcess has the token be in a process of its own.
+func inProcess(w *world, cfg *Config) {
+	cfg.Open = func(ctx context.Context, record users.Token) (worker.Handler, error) {
+		opened, err := w.token.open(ctx, record)
+		return distant{opened}, err
+	}
+}
+
 // change alters the token under its lock.
 func (f *fakeToken) change(how func(*fakeToken)) {
 	f.mu.Lock()

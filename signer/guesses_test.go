@@ -1,11 +1,14 @@
 package signer
 
 import (
+	"context"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"chancery/audit"
+	"chancery/token/worker"
 	"chancery/tunnel/wire"
 	"chancery/users"
 )
@@ -68,6 +71,87 @@ func TestTooManyWrongPassphrasesAreNotLookedAt(t *testing.T) {
 	if kept, err := w.store.UnlockFailures(t.Context()); err != nil || len(kept) != 2 || kept[1].Count != 1 {
 		t.Errorf("the store keeps %+v, %v", kept, err)
 	}
+}
+
+func TestHangingUpDoesNotMakeAGuessUncounted(t *testing.T) {
+	const guesses = 3
+	w := newWorld(t, slow, inProcess)
+	w.awaitToken(StateReady)
+	for n := range guesses {
+		c := w.connect("alice", true)
+		c.send(unlockRequest("p256", "wrong-passphrase"))
+		w.eventually("the guess to be looked at", func() bool { return len(w.server.derivations) == 1 })
+		c.cut()
+		w.eventually("the guess to be recorded", func() bool { return len(w.audit.of(audit.KindUnlockFailed)) == n+1 })
+	}
+	if r := w.audit.of(audit.KindUnlockFailed)[guesses-1]; r.Outcome != "wrong_passphrase" {
+		t.Errorf("recorded %+v", r)
+	}
+	if kept, err := w.store.UnlockFailures(t.Context()); err != nil || len(kept) != 1 || kept[0].Count != guesses {
+		t.Errorf("the store keeps %+v, %v", kept, err)
+	}
+}
+
+// lockCounter counts what a vault is asked to lock.
+type lockCounter struct {
+	worker.Handler
+	locked atomic.Int64
+}
+
+func (l *lockCounter) Lock(c worker.Capability) {
+	l.Handler.Lock(c)
+	l.locked.Add(1)
+}
+
+func TestAnUnlockWhoseClientHungUpLeavesNothingUnlocked(t *testing.T) {
+	var home *lockCounter
+	w := newWorld(t, func(w *world, cfg *Config) {
+		cfg.Open = func(ctx context.Context, record users.Token) (worker.Handler, error) {
+			opened, err := w.token.open(ctx, record)
+			home = &lockCounter{Handler: distant{opened}}
+			return home, err
+		}
+	})
+	w.awaitToken(StateReady)
+	c := w.connect("alice", true)
+	c.send(unlockRequest("p256", passphrase))
+	w.eventually("the passphrase to be looked at", func() bool { return len(w.server.derivations) == 1 })
+	c.cut()
+	w.eventually("the session to end", func() bool { return w.server.Status().Sessions == 0 })
+	if unlocks := w.audit.of(audit.KindUnlock); len(unlocks) != 1 || home.locked.Load() != 1 {
+		t.Errorf("recorded %+v, and %d keys were locked", unlocks, home.locked.Load())
+	}
+}
+
+func TestAnUnlockDoesNotKeepAServerFromEnding(t *testing.T) {
+	hold := make(chan struct{})
+	defer close(hold)
+	w := newWorld(t, func(w *world, cfg *Config) {
+		cfg.DrainTimeout, cfg.RequestTimeout = 20*time.Millisecond, time.Hour
+		cfg.Open = func(ctx context.Context, record users.Token) (worker.Handler, error) {
+			opened, err := w.token.open(ctx, record)
+			return distant{held{opened, hold}}, err
+		}
+	})
+	w.awaitToken(StateReady)
+	c := w.connect("alice", true)
+	c.send(unlockRequest("p256", passphrase))
+	w.eventually("the unlock to be at the token", func() bool { return w.server.Status().InFlight == 1 && len(w.server.derivations) == 1 })
+	w.stop()
+	if got := want[*wire.Error](c, c.receive().Body); got.Code != wire.CodeShuttingDown {
+		t.Errorf("answer %+v", got)
+	}
+}
+
+// held is a token that does not answer an unlock before it may.
+type held struct {
+	worker.Handler
+	until <-chan struct{}
+}
+
+func (h held) Unlock(ctx context.Context, u worker.Unlock, ledger worker.Ledger) (worker.Capability, error) {
+	<-h.until
+	return h.Handler.Unlock(ctx, u, ledger)
 }
 
 func TestGuessingStaysSlowAfterARestart(t *testing.T) {

@@ -48,12 +48,18 @@ func (t *session) once(ctx context.Context, body wire.RequestBody, m *member, si
 // that the result is there when the client comes back; its deadline does, and the server's end.
 func (t *session) lead(ctx context.Context, r *repetition, body wire.RequestBody, sign func(context.Context) (wire.ResponseBody, error)) (reply wire.ResponseBody, err error) {
 	defer func() { t.server.repetitions.end(r, reply) }()
-	deadline, _ := ctx.Deadline()
-	_, cause := t.server.allowance(body)
-	ctx, cancel := context.WithDeadlineCause(t.serving, deadline, cause)
+	ctx, cancel := t.outlive(ctx, body)
 	defer cancel()
 	reply, err = sign(ctx)
 	return reply, because(ctx, err)
+}
+
+// outlive returns a context for what goes on when the connection is lost: it ends at the request's deadline, which is ctx's, and
+// with the server.
+func (t *session) outlive(ctx context.Context, body wire.RequestBody) (context.Context, context.CancelFunc) {
+	deadline, _ := ctx.Deadline()
+	_, cause := t.server.allowance(body)
+	return context.WithDeadlineCause(t.serving, deadline, cause)
 }
 
 // release answers a repetition, after another look at what its user may do: waiting takes time.

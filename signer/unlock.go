@@ -33,7 +33,8 @@ type unlocked struct {
 
 // unlock opens a key with the user's passphrase. One user has one unlock looked
 // at at a time, and one that fails for more than the token's absence costs a pause: guessing is slow, and takes the
-// same time whether the key exists or not.
+// same time whether the key exists or not. Once its turn has come, losing the connection does not end it: what came of the passphrase
+// is counted and recorded in any case, and what it opened is locked with the session's other keys.
 func (t *session) unlock(ctx context.Context, id uint64, request *wire.Unlock) (wire.ResponseBody, error) {
 	if err := t.server.recordable(); err != nil {
 		return nil, err
@@ -42,6 +43,8 @@ func (t *session) unlock(ctx context.Context, id uint64, request *wire.Unlock) (
 		return nil, fmt.Errorf("%w: %w", errOverloaded, err)
 	}
 	defer func() { <-t.peer.unlocking }()
+	ctx, cancel := t.outlive(ctx, request)
+	defer cancel()
 	opened, err := t.open(ctx, request)
 	if errors.Is(err, users.ErrStale) { // the PIN's state moved since the last poll: no PIN was sent, or a wrong one is on record
 		if err = t.server.Refresh(ctx); err == nil {
