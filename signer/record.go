@@ -39,12 +39,17 @@ func (s *Server) recordable() error {
 	return nil
 }
 
-// record returns when the records are durable.
+// record returns when the records are durable. An error that is not errUnaudited says that the request ended first, which is no
+// fault of the log's; where the log took longer than the server's own patience, it is.
 func (s *Server) record(ctx context.Context, records ...audit.Record) error {
-	if _, err := s.cfg.Audit.Append(ctx, records...); err != nil {
-		return fmt.Errorf("%w: %w", errUnaudited, err)
+	_, err := s.cfg.Audit.Append(ctx, records...)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(cause, context.DeadlineExceeded) && errors.Is(err, cause) {
+		return err
+	}
+	return fmt.Errorf("%w: %w", errUnaudited, err)
 }
 
 // origin says where a connection comes from. The address is the bridge's, whose log has the

@@ -169,6 +169,48 @@ func TestALogThatHangsEndsTheRequestInTime(t *testing.T) {
 	c.refused(signRequest("p256"), wire.CodeAuditUnavailable)
 }
 
+// A request that ends while its record is written is refused like any other: not as a failure of the log, and so not recorded
+// beyond what its user may fill the log with.
+func TestARequestThatEndsWhileItIsRecordedIsNoFailureOfTheLog(t *testing.T) {
+	late := signRequest("p256")
+	late.Deadline = 20 * time.Millisecond
+	for name, end := range map[string]func(*world, *client){
+		"by its deadline": func(_ *world, c *client) { c.refused(late, wire.CodeDeadlineExceeded) },
+		"by its connection": func(w *world, c *client) {
+			before := w.keys[token.P256].signed.Load()
+			c.send(signRequest("p256"))
+			w.eventually("the signature to be made", func() bool { return w.keys[token.P256].signed.Load() > before })
+			time.Sleep(5 * time.Millisecond) // for its record to be on its way
+			c.cut()
+			w.eventually("the session to end", func() bool { return w.server.Status().Sessions == 0 })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, func(_ *world, cfg *Config) { cfg.RefusalBurst, cfg.RefusalEvery = 2, time.Hour })
+			gate := make(chan struct{})
+			defer close(gate)
+			w.audit.change(func(f *fakeAudit) { f.gate, f.only = gate, audit.KindSign })
+			for range 4 {
+				c := w.unlockedClient("p256")
+				end(w, c)
+				c.conn.Close()
+			}
+			refused := w.audit.of(audit.KindRefused)
+			if len(refused) != 2 {
+				t.Errorf("%d refusals are recorded one by one, and 2 may be", len(refused))
+			}
+			for _, r := range refused {
+				if r.Outcome == string(wire.CodeAuditUnavailable) {
+					t.Errorf("recorded %+v", r)
+				}
+			}
+			if signed := w.audit.of(audit.KindSign); len(signed) > 0 {
+				t.Errorf("recorded %+v", signed)
+			}
+		})
+	}
+}
+
 func TestUnlocksAreRecorded(t *testing.T) {
 	w := newWorld(t)
 	c := w.unlockedClient("p256")
