@@ -9,7 +9,6 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"fmt"
-	"maps"
 	"strings"
 	"time"
 
@@ -94,48 +93,42 @@ func (a *app) certifyKey(ctx context.Context, command *cobra.Command, office *ad
 	return a.result(command, viewCertificate(made))
 }
 
-// certify records and makes the certificates that the flags name. It returns the last.
+// certify records and makes each certificate that the flags name, as an act of its own: the first is made and kept where the
+// second fails. It returns the last.
 func (a *app) certify(ctx context.Context, office *admin.Office, actor admin.Actor, key *users.Key, flags *certifyFlags) (made users.Certificate, err error) {
-	about := certifyAct(actor.User, key, map[string]string{"openpgp": flags.openpgp, "x509": flags.x509})
-	err = a.recorded(ctx, about, func() (err error) {
-		made, err = makeCertificates(ctx, office, actor, key, flags)
-		about.details["fingerprint"] = made.Fingerprint
-		return err
-	})
+	if flags.x509 != "" {
+		about := certifyAct(actor.User, key, "x509", flags.x509)
+		made, err = a.addCertificate(ctx, office, actor, about, func(s crypto.Signer) (users.Certificate, error) { return selfSigned(s, key, flags) })
+	}
+	if err == nil && flags.openpgp != "" {
+		about := certifyAct(actor.User, key, "openpgp", flags.openpgp)
+		made, err = a.addCertificate(ctx, office, actor, about, func(s crypto.Signer) (users.Certificate, error) { return openPGP(s, key, flags.openpgp) })
+	}
 	return made, err
 }
 
-// certifyAct is about signatures, too: those in a certificate or a request for one.
-func certifyAct(user string, key *users.Key, what map[string]string) act {
-	maps.DeleteFunc(what, func(_, subject string) bool { return subject == "" })
-	what["handle"] = key.Handle
-	return act{name: "key.certify", user: user, key: key.Name, details: what}
+// certifyAct is about signatures, too: those in a certificate or a request for one. What is the kind of these.
+func certifyAct(user string, key *users.Key, what, subject string) act {
+	return act{name: "key.certify", user: user, key: key.Name, details: map[string]string{what: subject, "handle": key.Handle}}
 }
 
-// makeCertificates makes what the flags name and keeps it. It returns the last.
-func makeCertificates(ctx context.Context, office *admin.Office, actor admin.Actor, key *users.Key, flags *certifyFlags) (made users.Certificate, err error) {
-	signer, err := office.Signer(ctx, actor, key.Name)
-	if err != nil {
-		return users.Certificate{}, err
-	}
-	defer signer.Close()
-	if flags.x509 != "" {
-		certificate, err := selfSigned(signer, key, flags)
+// addCertificate records one act and has the key sign a certificate, which it keeps.
+func (a *app) addCertificate(ctx context.Context, office *admin.Office, actor admin.Actor, about act, sign func(crypto.Signer) (users.Certificate, error)) (made users.Certificate, err error) {
+	err = a.recorded(ctx, about, func() error {
+		signer, err := office.Signer(ctx, actor, about.key)
 		if err != nil {
-			return users.Certificate{}, err
+			return err
 		}
-		if made, err = office.Store.AddCertificate(ctx, certificate); err != nil {
-			return users.Certificate{}, err
-		}
-	}
-	if flags.openpgp != "" {
-		certificate, err := openPGP(signer, key, flags.openpgp)
+		defer signer.Close()
+		certificate, err := sign(signer)
 		if err != nil {
-			return users.Certificate{}, err
+			return err
 		}
-		return office.Store.AddCertificate(ctx, certificate)
-	}
-	return made, nil
+		about.details["fingerprint"] = certificate.Fingerprint // also where it cannot be kept: the key has signed it
+		made, err = office.Store.AddCertificate(ctx, certificate)
+		return err
+	})
+	return made, err
 }
 
 func selfSigned(signer crypto.Signer, key *users.Key, flags *certifyFlags) (users.Certificate, error) {
@@ -163,7 +156,7 @@ func openPGP(signer crypto.Signer, key *users.Key, userID string) (users.Certifi
 
 func (a *app) requestCertificate(ctx context.Context, command *cobra.Command, office *admin.Office, actor admin.Actor, key *users.Key, flags *certifyFlags) error {
 	var request []byte
-	about := certifyAct(actor.User, key, map[string]string{"request": flags.csr})
+	about := certifyAct(actor.User, key, "request", flags.csr)
 	err := a.recorded(ctx, about, func() (err error) {
 		request, err = makeRequest(ctx, office, actor, key, flags)
 		about.details["request_sha256"] = fmt.Sprintf("%x", sha256.Sum256(request))
@@ -205,7 +198,7 @@ func (a *app) importCertificate(ctx context.Context, command *cobra.Command, sto
 		return err
 	}
 	var added users.Certificate
-	about := certifyAct("", key, map[string]string{"imported": certificate.Fingerprint})
+	about := certifyAct("", key, "imported", certificate.Fingerprint)
 	err = a.recorded(ctx, about, func() (err error) {
 		added, err = store.AddCertificate(ctx, certificate)
 		return err

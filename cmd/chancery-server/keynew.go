@@ -183,7 +183,7 @@ func (a *app) createKey(ctx context.Context, command *cobra.Command, office *adm
 	if manager, ok := n.manager(); ok && certificates.any() {
 		if _, err := a.certify(ctx, office, manager, &key, certificates); err != nil {
 			_, revealErr := n.flags.grantee.reveal(a, command, n.spec.Manager)
-			return fmt.Errorf("key %q is made, but has no certificate yet; 'key certify %s' makes one: %w", name, name, errors.Join(err, revealErr))
+			return fmt.Errorf("key %q is made, but lacks a certificate; 'key show %s' lists what it has, and 'key certify %s' makes one: %w", name, name, name, errors.Join(err, revealErr))
 		}
 	}
 	return n.finish(ctx, key)
