@@ -16,6 +16,7 @@ import (
 // What requests fail with, beside the errors of packages token, users and
 // access. The log shows them; toWire says what the peer learns.
 var (
+	errSessionEnded  = errors.New("the session ended before the answer")
 	errShuttingDown  = errors.New("the server is shutting down")
 	errSlowFrame     = errors.New("a frame did not arrive in time")
 	errUnknownKey    = errors.New("no such key")
@@ -40,6 +41,10 @@ var (
 	errOpening       = errors.New("it is being opened")
 )
 
+// codeSessionEnded never leaves the server: nobody is there to read it. The audit log and an Observer tell by it that no answer was
+// wanted any more, which is neither the server's fault nor a refusal.
+const codeSessionEnded wire.Code = "session_ended"
+
 // answers says which code the peer gets for which error, and which outcome the audit log
 // where that is another; the first match counts.
 var answers = []struct {
@@ -48,6 +53,7 @@ var answers = []struct {
 	outcome string
 }{
 	{errShuttingDown, wire.CodeShuttingDown, ""},
+	{errSessionEnded, codeSessionEnded, ""},
 	{errDeadline, wire.CodeDeadlineExceeded, ""},
 	{errUnaudited, wire.CodeAuditUnavailable, ""},
 	{users.ErrSealClosed, wire.CodeSealClosed, ""},

@@ -46,9 +46,12 @@ func (t *session) refuse(ctx context.Context, request *wire.Request, err error) 
 	key := clip(keyOf(request.Body))
 	failure := toWire(err, key)
 	log := t.refusalLog().With("request", request.ID, "kind", request.Body.Name(), "key", key, "code", string(failure.Code), "error", err)
-	if failure.Code == wire.CodeInternal {
+	switch failure.Code {
+	case wire.CodeInternal:
 		log.Error("request failed")
-	} else {
+	case codeSessionEnded:
+		log.Info("request given up with its session")
+	default:
 		log.Warn("request refused")
 	}
 	return failure

@@ -14,8 +14,8 @@ import (
 // path of requests, so that its methods must neither block nor allocate.
 type Observer interface {
 	// Answered reports a request whose answer is ready: its kind (wire.RequestBody.Name, or
-	// KindUnsupported), the error's code or "" for success, and the time since its frame had
-	// arrived, with any waiting for room among the requests in flight.
+	// KindUnsupported), the error's code, "session_ended" where the client had gone, or "" for success, and the time since
+	// its frame had arrived, with any waiting for room among the requests in flight.
 	Answered(kind string, code wire.Code, took time.Duration)
 	// Signed reports what one call to a token took, whether it made a signature or failed.
 	// A batch is as many calls.

@@ -4,10 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"chancery/audit"
 	"chancery/token"
 	"chancery/tunnel/wire"
 )
@@ -46,6 +48,25 @@ func (w *witness) Signed(algorithm token.Algorithm, scheme wire.Scheme, took tim
 
 func (w *witness) Derived(waited, took time.Duration) { w.note("derived %t %t", waited >= 0, took > 0) }
 func (w *witness) Refused(reason Refusal)             { w.note("refused %s", reason) }
+
+func TestAClientThatHangsUpIsNoFailureOfTheServer(t *testing.T) {
+	w, seen := observedWorld(t)
+	c := w.unlockedClient("p256")
+	w.keys[token.P256].before(waitFor(make(chan struct{})))
+	c.send(signRequest("p256"))
+	w.eventually("the request to be at the token", func() bool { return w.keys[token.P256].busy.Load() == 1 })
+	c.cut()
+	w.awaitLog("session ends")
+	if n := seen.count("answered sign session_ended true"); n != 1 {
+		t.Errorf("%d requests are counted: %q", n, seen.seen)
+	}
+	if r := w.one(audit.KindRefused); r.Outcome != "session_ended" {
+		t.Errorf("recorded %+v", r)
+	}
+	if logs := w.logs.String(); strings.Contains(logs, "level=ERROR") || !strings.Contains(logs, `level=INFO msg="request given up with its session"`) {
+		t.Errorf("logged\n%s", logs)
+	}
+}
 
 func observedWorld(t *testing.T) (*world, *witness) {
 	t.Helper()

@@ -3,6 +3,7 @@ package signer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -113,7 +114,7 @@ func (t *session) run(accepting, ctx context.Context) {
 		t.write(ctx)
 	}()
 	if err := t.read(ctx, reading); err != nil {
-		t.cancel(err)
+		t.end(err)
 	}
 	t.handlers.Wait()
 	close(t.replies)
@@ -125,6 +126,9 @@ func (t *session) run(accepting, ctx context.Context) {
 	}
 	t.log.Info("session ends")
 }
+
+// end cuts the session off. What its requests then fail with says so.
+func (t *session) end(cause error) { t.cancel(fmt.Errorf("%w: %w", errSessionEnded, cause)) }
 
 // past is a deadline that makes a blocked read return; lastWords is how long a
 // write may take once the session has been cancelled.

@@ -55,7 +55,7 @@ func (t *session) write(ctx context.Context) {
 		}
 		pending = t.collect(&out, pending)
 		if err := t.flush(ctx, &out); err != nil {
-			t.cancel(err)
+			t.end(err)
 			t.discard(pending)
 			return
 		}
