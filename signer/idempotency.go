@@ -62,10 +62,16 @@ func (t *session) outlive(ctx context.Context, body wire.RequestBody) (context.C
 	return context.WithDeadlineCause(t.serving, deadline, cause)
 }
 
-// release answers a repetition, after another look at what its user may do: waiting takes time.
+// release answers a repetition, after another look at what its user may do and at the key that now has the name: waiting
+// takes time.
 func (t *session) release(r *repetition, body wire.RequestBody) (wire.ResponseBody, error) {
-	if _, err := t.authorise(keyOf(body), time.Now()); err != nil {
+	opened, err := t.authorise(keyOf(body), time.Now())
+	if err != nil {
 		return nil, err
+	}
+	if fingerprint(opened, body) != r.body {
+		t.server.observeRepetition(RepetitionConflict)
+		return nil, errConflict
 	}
 	t.server.observeRepetition(RepetitionAnswered)
 	t.log.Debug("answered a repetition", "key", keyOf(body), "idempotency_key", r.name.key.String())

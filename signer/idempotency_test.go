@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"chancery/audit"
 	"chancery/token"
 	"chancery/tunnel/wire"
+	"chancery/users"
 )
 
 // keyed returns a request to sign with p256 under a new idempotency key.
@@ -36,6 +38,28 @@ func (w *world) signedOnce(keys ...uuid.UUID) {
 		if records[i].IdempotencyKey != key.String() {
 			w.t.Errorf("record %d has the idempotency key %q", i, records[i].IdempotencyKey)
 		}
+	}
+}
+
+func TestAWaitingRepetitionIsNotAnsweredByAnotherKey(t *testing.T) {
+	w := newWorld(t)
+	first, other := w.unlockedClient("p256", "p384"), w.unlockedClient("p256", "p384")
+	arrived, release := w.holdSigning()
+	request := keyed("text")
+	first.send(request)
+	<-arrived
+	other.send(request)
+	w.eventually("the repetition to wait", func() bool { return w.server.Status().InFlight == 2 })
+	time.Sleep(20 * time.Millisecond) // for it to have looked at the key
+	gone := w.keyID("p256")
+	w.change(func(s *fakeStore) { // the key is deleted, and another gets its name
+		s.keys = slices.DeleteFunc(slices.Clone(s.keys), func(k users.Key) bool { return k.ID == gone })
+		s.grants = slices.DeleteFunc(slices.Clone(s.grants), func(g users.Grant) bool { return g.KeyID == gone })
+		s.keys[slices.IndexFunc(s.keys, func(k users.Key) bool { return k.Name == "p384" })].Name = "p256"
+	})
+	release()
+	if got := want[*wire.Error](other, other.receive().Body); got.Code != wire.CodeIdempotencyConflict {
+		t.Errorf("answer %+v", got)
 	}
 }
 
