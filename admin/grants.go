@@ -170,7 +170,7 @@ func (o *Office) RevokeGrant(ctx context.Context, user string, target Target, fo
 		if !force && o.isLastManager(s, grant) {
 			return fmt.Errorf("%w: user %q is the only one who manages %s: grant that to somebody else first", ErrLastManager, user, target)
 		}
-		return o.Store.RevokeGrant(ctx, grant.ID)
+		return o.Store.RevokeGrant(ctx, grant.ID, decidedAt(s, force))
 	})
 }
 
@@ -207,20 +207,27 @@ func checkPriority(target Target, priority int) error {
 // DeleteUser removes a user with all their grants. Who is the last manager of a key or token
 // is kept with ErrLastManager unless forced.
 func (o *Office) DeleteUser(ctx context.Context, name string, force bool) error {
-	s, err := o.Store.Snapshot(ctx)
-	if err != nil {
-		return err
-	}
-	user, ok := s.User(name)
-	if !ok {
-		return fmt.Errorf("admin: user %q: %w", name, users.ErrNotFound)
-	}
-	for _, grant := range s.GrantsOf(user.ID) {
-		if !force && o.isLastManager(s, grant) {
-			return fmt.Errorf("%w: user %q is the only one who manages %s: grant that to somebody else first", ErrLastManager, name, targetOf(s, grant))
+	return o.retrying(ctx, func(s *users.Snapshot) error {
+		user, ok := s.User(name)
+		if !ok {
+			return fmt.Errorf("admin: user %q: %w", name, users.ErrNotFound)
 		}
+		for _, grant := range s.GrantsOf(user.ID) {
+			if !force && o.isLastManager(s, grant) {
+				return fmt.Errorf("%w: user %q is the only one who manages %s: grant that to somebody else first", ErrLastManager, name, targetOf(s, grant))
+			}
+		}
+		return o.Store.DeleteUser(ctx, name, decidedAt(s, force))
+	})
+}
+
+// decidedAt is the revision that must not have moved since it was seen who else manages something: two who each take one of the
+// last two managers away would leave none. By force it may.
+func decidedAt(s *users.Snapshot, force bool) int64 {
+	if force {
+		return 0
 	}
-	return o.Store.DeleteUser(ctx, name)
+	return s.Revision
 }
 
 // isLastManager tells whether the grant manages something that nobody else manages.

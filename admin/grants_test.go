@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"context"
 	"strings"
 	"sync"
 	"testing"
@@ -167,6 +168,53 @@ func TestLastManagerStays(t *testing.T) {
 	s.wantError("delete nobody", s.DeleteUser(s.ctx, "nobody", false), users.ErrNotFound)
 	s.noError("delete who only signs", s.DeleteUser(s.ctx, "carol", false))
 	s.noError("delete by force", s.DeleteUser(s.ctx, "bob", true))
+}
+
+// meanwhile is a store in which something happens just before a change of another operator's arrives.
+type meanwhile struct {
+	users.Store
+	act func()
+}
+
+func (m *meanwhile) once() {
+	if act := m.act; act != nil {
+		m.act = nil
+		act()
+	}
+}
+
+func (m *meanwhile) RevokeGrant(ctx context.Context, id, revision int64) error {
+	m.once()
+	return m.Store.RevokeGrant(ctx, id, revision)
+}
+
+func (m *meanwhile) DeleteUser(ctx context.Context, name string, revision int64) error {
+	m.once()
+	return m.Store.DeleteUser(ctx, name, revision)
+}
+
+func TestTwoOperatorsDoNotTakeTheLastTwoManagersAway(t *testing.T) {
+	release, hsm := Target{Key: "release"}, Target{Token: "hsm"}
+	for name, act := range map[string]func(context.Context, *Office, string) error{
+		"revoke": func(ctx context.Context, o *Office, user string) error {
+			return o.RevokeGrant(ctx, user, release, false)
+		},
+		"delete": func(ctx context.Context, o *Office, user string) error { return o.DeleteUser(ctx, user, false) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newScene(t)
+			s.grant(users.RoleManager, typed("bob", bobPass))
+			s.grant(users.RoleTokenManager, typed("bob", bobPass))
+			other := *s.Office
+			s.Store = &meanwhile{s.Store, func() { s.noError("the other operator", act(s.ctx, &other, "bob")) }}
+			s.wantError("the last one", act(s.ctx, s.Office, "alice"), ErrLastManager)
+			snapshot, err := s.Store.Snapshot(s.ctx)
+			s.noError("read", err)
+			if managers(snapshot, release) == "nobody" || managers(snapshot, hsm) == "nobody" {
+				t.Error("nobody is left to manage the key or the token")
+			}
+		})
+	}
 }
 
 func TestChangePassphrase(t *testing.T) {

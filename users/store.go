@@ -26,8 +26,8 @@ type Store interface {
 
 	AddUser(ctx context.Context, name string) (User, error)
 	SetUserDisabled(ctx context.Context, name string, disabled bool) error
-	// DeleteUser removes the user with all their grants.
-	DeleteUser(ctx context.Context, name string) error
+	// DeleteUser removes the user with all their grants. ErrStale where the store is no longer at the revision; 0 stands for any.
+	DeleteUser(ctx context.Context, name string, revision int64) error
 
 	// AddToken registers a token together with its first token manager's grant:
 	// a token without one would be of no use to anybody.
@@ -59,7 +59,8 @@ type Store interface {
 	// ReplaceGrant changes access key, wraps, role, expiry, lease and priority of the grant with g.ID and grows its
 	// Generation. ErrStale when the grant's Generation is no longer g.Generation.
 	ReplaceGrant(ctx context.Context, g Grant) (Grant, error)
-	RevokeGrant(ctx context.Context, id int64) error
+	// RevokeGrant removes a grant. ErrStale where the store is no longer at the revision; 0 stands for any.
+	RevokeGrant(ctx context.Context, id, revision int64) error
 
 	// StagePIN stores the new PIN's wraps beside the current ones and returns the PINVersion of
 	// the change now in flight. It takes all grants of the token as the caller read them, with

@@ -49,6 +49,14 @@ func (c *change) moveRevision() error {
 	return c.QueryRowContext(c.ctx, `UPDATE revision SET number = number + 1 RETURNING number`).Scan(&c.revision)
 }
 
+// follows fails with ErrStale where others changed the store since this revision, by which the caller decided; 0 stands for any.
+func (c *change) follows(revision int64) error {
+	if revision != 0 && c.revision != revision+1 {
+		return fmt.Errorf("revision %d: %w", revision, users.ErrStale)
+	}
+	return nil
+}
+
 // insert runs an INSERT and returns the new row's identifier. What is the name for a violated uniqueness.
 func (c *change) insert(what, statement string, args ...any) (int64, error) {
 	result, err := c.ExecContext(c.ctx, statement, args...)

@@ -96,8 +96,11 @@ func (c *change) replaceGrant(g *users.Grant) error {
 }
 
 // RevokeGrant removes a grant.
-func (s *Store) RevokeGrant(ctx context.Context, id int64) error {
+func (s *Store) RevokeGrant(ctx context.Context, id, revision int64) error {
 	return s.change(ctx, func(c *change) error {
+		if err := c.follows(revision); err != nil {
+			return err
+		}
 		return c.exec(fmt.Sprintf("grant %d", id), `DELETE FROM grants WHERE id = ?`, id)
 	})
 }

@@ -284,7 +284,7 @@ func TestRowsThatSomebodyElseWroteDoNotWork(t *testing.T) {
 func TestAnOldRowIsNotPutBack(t *testing.T) {
 	_, s := sealed(t)
 	s.damage(t, "CREATE TEMP TABLE kept AS SELECT * FROM grants WHERE id = 3")
-	if err := s.RevokeGrant(t.Context(), 3); err != nil {
+	if err := s.RevokeGrant(t.Context(), 3, 0); err != nil {
 		t.Fatal(err)
 	}
 	s.damage(t, "INSERT INTO grants SELECT * FROM kept")

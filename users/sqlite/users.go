@@ -32,8 +32,11 @@ func (s *Store) SetUserDisabled(ctx context.Context, name string, disabled bool)
 }
 
 // DeleteUser removes the user with all their grants.
-func (s *Store) DeleteUser(ctx context.Context, name string) error {
+func (s *Store) DeleteUser(ctx context.Context, name string, revision int64) error {
 	return s.change(ctx, func(c *change) error {
+		if err := c.follows(revision); err != nil {
+			return err
+		}
 		return c.exec(fmt.Sprintf("user %q", name), `DELETE FROM users WHERE name = ?`, name)
 	})
 }

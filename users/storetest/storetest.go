@@ -159,10 +159,10 @@ func testUsers(t *testing.T, f *fixture) {
 	if !ok || !got.Disabled || got.ID != odd.ID || !got.CreatedAt.Equal(odd.CreatedAt) {
 		t.Errorf("read %+v, found %v", got, ok)
 	}
-	if err := f.DeleteUser(f.ctx, odd.Name); err != nil {
+	if err := f.DeleteUser(f.ctx, odd.Name, 0); err != nil {
 		t.Fatal(err)
 	}
-	wantError(t, "delete again", f.DeleteUser(f.ctx, odd.Name), users.ErrNotFound)
+	wantError(t, "delete again", f.DeleteUser(f.ctx, odd.Name, 0), users.ErrNotFound)
 	wantError(t, "disable nobody", f.SetUserDisabled(f.ctx, "Alice", true), users.ErrNotFound)
 	if again := must(f.AddUser(f.ctx, odd.Name))(t); again.ID <= odd.ID {
 		t.Errorf("identifier %d was given again after %d", again.ID, odd.ID)
@@ -300,10 +300,13 @@ func testGrants(t *testing.T, f *fixture) {
 	_, err = f.AddGrant(f.ctx, f.grant(f.bob, users.RoleTokenManager))
 	wantError(t, "a second grant on the token", err, users.ErrExists)
 
-	if err := f.RevokeGrant(f.ctx, added.ID); err != nil {
+	seen := must(f.Revision(f.ctx))(t)
+	wantError(t, "revoke by an older state", f.RevokeGrant(f.ctx, added.ID, seen-1), users.ErrStale)
+	wantError(t, "delete a user by an older state", f.DeleteUser(f.ctx, f.bob.Name, seen-1), users.ErrStale)
+	if err := f.RevokeGrant(f.ctx, added.ID, seen); err != nil {
 		t.Fatal(err)
 	}
-	wantError(t, "revoke again", f.RevokeGrant(f.ctx, added.ID), users.ErrNotFound)
+	wantError(t, "revoke again", f.RevokeGrant(f.ctx, added.ID, 0), users.ErrNotFound)
 	again := must(f.AddGrant(f.ctx, f.grant(f.bob, users.RoleSigner)))(t)
 	if again.ID <= added.ID || again.Generation <= added.Generation {
 		t.Errorf("grant %d generation %d was followed by grant %d generation %d: a session could take one for the other", added.ID, added.Generation, again.ID, again.Generation)
@@ -365,7 +368,7 @@ func testReplacedGrants(t *testing.T, f *fixture) {
 func testCascades(t *testing.T, f *fixture) {
 	must(f.AddGrant(f.ctx, f.grant(f.bob, users.RoleSigner)))(t)
 	must(f.AddCertificate(f.ctx, users.Certificate{KeyID: f.key.ID, Kind: users.CertificateX509, Fingerprint: "AB", Armored: "x"}))(t)
-	if err := f.DeleteUser(f.ctx, "bob"); err != nil {
+	if err := f.DeleteUser(f.ctx, "bob", 0); err != nil {
 		t.Fatal(err)
 	}
 	if s := f.snapshot(t); len(s.Grants()) != 2 || len(s.GrantsOf(f.bob.ID)) != 0 {
@@ -456,7 +459,7 @@ func testStalePINChange(t *testing.T, f *fixture) {
 	_, err = f.StagePIN(f.ctx, f.token.ID, grants)
 	wantError(t, "a grant came", err, users.ErrStale)
 	grants = f.staged(t)
-	if err := f.RevokeGrant(f.ctx, added.ID); err != nil {
+	if err := f.RevokeGrant(f.ctx, added.ID, 0); err != nil {
 		t.Fatal(err)
 	}
 	_, err = f.StagePIN(f.ctx, f.token.ID, grants)

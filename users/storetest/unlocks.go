@@ -87,7 +87,7 @@ func testUnlockFailures(t *testing.T, f *fixture) {
 	wantError(t, "of nobody", f.AddUnlockFailure(f.ctx, 4711, f.key.ID, first), users.ErrNotFound)
 	wantError(t, "of nothing", f.AddUnlockFailure(f.ctx, f.alice.ID, 4711, first), users.ErrNotFound)
 	add(f.bob, later)
-	if err := f.DeleteUser(f.ctx, f.bob.Name); err != nil {
+	if err := f.DeleteUser(f.ctx, f.bob.Name, 0); err != nil {
 		t.Fatal(err)
 	}
 	read(users.UnlockFailures{UserID: f.alice.ID, KeyID: f.key.ID, Count: 1, Last: first})
