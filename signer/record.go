@@ -3,9 +3,11 @@ package signer
 import (
 	"context"
 	"crypto/sha256"
+	"crypto/sha512"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -186,7 +188,7 @@ func (t *session) recordRefused(ctx context.Context, request *wire.Request, caus
 		record.Handle = key.Handle
 	}
 	if sign, ok := body.(*wire.Sign); ok && sign.Message == nil {
-		record.DigestAlgorithm, record.Digests = string(sign.Digest.Algorithm), []string{clip(sign.Digest.Hex)}
+		record.DigestAlgorithm, record.Digests = string(sign.Digest.Algorithm), []string{clipDigest(sign.Digest.Hex)}
 	}
 	record.Outcome = outcomeOf(cause)
 	record.Details = map[string]string{"request": body.Name(), "error": cause.Error()}
@@ -196,6 +198,15 @@ func (t *session) recordRefused(ctx context.Context, request *wire.Request, caus
 		return t.server.record(ctx, record)
 	}
 	return t.server.refusals.record(ctx, t.userID, record)
+}
+
+// clipDigest cuts what no digest can be, so that a peer does not choose how much is recorded.
+func clipDigest(text string) string {
+	const longest = 2 * sha512.Size // hexadecimal
+	if len(text) <= longest {
+		return text
+	}
+	return strings.ToValidUTF8(text[:longest], "") + "…"
 }
 
 // recordUndecoded records a request that the server does not know, or for which reason it does not take it.

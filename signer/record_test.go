@@ -278,6 +278,24 @@ func TestRefusalsAreRecordedWithTheirReason(t *testing.T) {
 	}
 }
 
+func TestARefusedDigestIsRecordedWhole(t *testing.T) {
+	w := newWorld(t)
+	w.awaitToken(StateReady)
+	c := w.connect("alice", true)
+	longest := digestOf(wire.SHA512, "text").Hex
+	for digest, recorded := range map[string]string{
+		digestOf(wire.SHA256, "text").Hex: digestOf(wire.SHA256, "text").Hex,
+		longest:                           longest,
+		longest + "00":                    longest + "…",
+	} {
+		before := len(w.audit.kept())
+		c.refused(&wire.Sign{Key: "p256", Digest: wire.Digest{Algorithm: wire.SHA512, Hex: digest}}, wire.CodeNotUnlocked)
+		if r := w.audit.kept()[before]; !slices.Equal(r.Digests, []string{recorded}) {
+			t.Errorf("recorded %q of %q", r.Digests, digest)
+		}
+	}
+}
+
 func TestSessionsThatAreTurnedAwayAreRecorded(t *testing.T) {
 	w := newWorld(t)
 	w.awaitToken(StateReady)
