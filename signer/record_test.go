@@ -390,6 +390,18 @@ func TestTheLogTellsHowManyLinesWereLeftOut(t *testing.T) {
 	}
 }
 
+// The race detector tells whether a summary is made while refusals are being counted.
+func TestRefusalsAreCountedWhileTheyAreSummarised(t *testing.T) {
+	cfg := &Config{RefusalEvery: 200 * time.Microsecond, RefusalBurst: 1, Log: slog.New(slog.DiscardHandler)}
+	r := newRefusals(cfg, func(context.Context, ...audit.Record) error { return nil })
+	for end := time.Now().Add(100 * time.Millisecond); time.Now().Before(end); {
+		if err := r.record(t.Context(), 1, audit.Record{User: "alice", Outcome: "unknown_key"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.close()
+}
+
 func TestCountsThatCouldNotBeRecordedAreKept(t *testing.T) {
 	w := newWorld(t, func(_ *world, cfg *Config) { cfg.RefusalBurst, cfg.RefusalEvery = 1, 100*time.Millisecond })
 	c := w.unlockedClient("p256")

@@ -106,7 +106,7 @@ func (r *refusals) summarise(u *refused) {
 	r.writing.Lock()
 	defer r.writing.Unlock()
 	r.mu.Lock()
-	skipped, since := u.skipped, u.since
+	name, skipped, since := u.name, u.skipped, u.since
 	u.skipped, u.timer = make(map[string]int), nil
 	r.mu.Unlock()
 	if len(skipped) == 0 {
@@ -114,11 +114,11 @@ func (r *refusals) summarise(u *refused) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), refusalPatience)
 	defer cancel()
-	err := r.append(ctx, summary(u.name, skipped, since))
+	err := r.append(ctx, summary(name, skipped, since))
 	if err == nil {
 		return
 	}
-	r.log.Error("refused requests are counted and not yet recorded", "user", u.name, "error", err)
+	r.log.Error("refused requests are counted and not yet recorded", "user", name, "error", err)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	u.since = since
