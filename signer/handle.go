@@ -16,7 +16,7 @@ import (
 // answer fills in the reply to one request, whatever happens.
 func (t *session) answer(ctx context.Context, r *reply, request *wire.Request, fault error, m *member) {
 	if request == nil {
-		r.response = wire.Response{Session: t.id, ID: requestID(fault), Body: t.refuseUndecoded(ctx, fault)}
+		r.response = wire.Response{Session: t.id, ID: requestID(fault), Body: t.refuseUndecoded(ctx, r, fault)}
 		return
 	}
 	allowance, cause := t.server.allowance(request.Body)
@@ -57,10 +57,14 @@ func (t *session) refuse(ctx context.Context, request *wire.Request, err error) 
 	return failure
 }
 
-// refuseUndecoded records and logs a request that the server does not know or does not take, and returns the answer.
-func (t *session) refuseUndecoded(ctx context.Context, fault error) wire.ResponseBody {
+// refuseUndecoded records and logs a request that the server does not know or does not take, and returns the answer. It counts
+// against its user's limits like any other.
+func (t *session) refuseUndecoded(ctx context.Context, r *reply, fault error) wire.ResponseBody {
 	t.refusalLog().Info("request not supported", "error", fault)
-	err := tooMany(fault)
+	err := t.limit(ctx, r)
+	if err == nil {
+		err = tooMany(fault)
+	}
 	if unrecorded := t.recordUndecoded(ctx, requestID(fault), err); unrecorded != nil {
 		err = unrecorded
 	}

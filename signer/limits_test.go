@@ -92,6 +92,24 @@ func TestTheRateOfOneUserIsLimited(t *testing.T) {
 	})
 }
 
+func TestTheRateHoldsForRequestsThatTheServerDoesNotKnow(t *testing.T) {
+	w := newWorld(t, func(_ *world, cfg *Config) { cfg.UserRate = 1 })
+	c := w.connect("alice", true)
+	frame := wire.AppendFrame(nil, fmt.Appendf(nil, `{"session_id":%q,"request_id":7,"request":{"reboot":{}}}`, c.session))
+	const requests = 20
+	busy := 0
+	for range requests {
+		c.write(frame)
+		response := c.receive()
+		if failure, refused := response.Body.(*wire.Error); refused && failure.Code == wire.CodeBusy && failure.RetryAfter > 0 && response.ID == 7 {
+			busy++
+		}
+	}
+	if busy == 0 {
+		t.Errorf("%d requests were answered at once", requests)
+	}
+}
+
 // A plain version 2 peer has no word for coming back, so that it waits.
 func TestVersion2PeersWaitForTheirRate(t *testing.T) {
 	w := newWorld(t, func(_ *world, cfg *Config) { cfg.UserRate = 20 })
