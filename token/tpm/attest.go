@@ -2,7 +2,6 @@ package tpm
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -27,7 +26,7 @@ func (t *Token) Attest(ctx context.Context, id []byte) (token.Attestation, error
 		if err := k.ready(l); err != nil {
 			return err
 		}
-		evidence, err := l.certify(k.file.object, t.auth)
+		evidence, err := k.certify(l)
 		if err != nil {
 			return err
 		}
@@ -87,31 +86,31 @@ func attestationTemplate() tpm2.TPMTPublic {
 	}
 }
 
-func (l *link) certify(o *object, auth []byte) (*token.Evidence, error) {
+func (k *key) certify(l *link) (*token.Evidence, error) {
 	l.evict(0)
 	made, err := tpm2.CreatePrimary{
 		PrimaryHandle: tpm2.AuthHandle{Handle: tpm2.TPMRHOwner, Auth: tpm2.PasswordAuth(nil)},
 		InPublic:      tpm2.New2B(attestationTemplate()),
 	}.Execute(l.transport)
-	if errors.Is(err, tpm2.TPMRCBadAuth) || errors.Is(err, tpm2.TPMRCAuthFail) {
+	if isRejected(err) {
 		return nil, fmt.Errorf("the owner hierarchy has a password, so there is no attestation key: %w: %w", token.ErrUnsupported, err)
 	}
 	if err != nil {
 		return nil, err
 	}
-	evidence, err := l.certifyWith(made, o, auth)
+	evidence, err := k.certifyWith(l, made)
 	if flushErr := l.flushAfter(err, made.ObjectHandle); err == nil {
 		err = flushErr
 	}
 	return evidence, err
 }
 
-func (l *link) certifyWith(signer *tpm2.CreatePrimaryResponse, o *object, auth []byte) (*token.Evidence, error) {
-	loaded, err := l.loadOnce(o)
+func (k *key) certifyWith(l *link, signer *tpm2.CreatePrimaryResponse) (*token.Evidence, error) {
+	loaded, err := l.loadOnce(k.file.object)
 	if err != nil {
 		return nil, err
 	}
-	rsp, err := l.certifyLoaded(signer, loaded, auth)
+	rsp, err := k.certifyLoaded(l, signer, loaded)
 	if flushErr := l.flushAfter(err, loaded.Handle); err == nil {
 		err = flushErr
 	}
@@ -120,7 +119,7 @@ func (l *link) certifyWith(signer *tpm2.CreatePrimaryResponse, o *object, auth [
 	}
 	evidence := &token.Evidence{
 		Format:    token.EvidenceTPM2Certify,
-		Public:    o.public,
+		Public:    k.file.public,
 		Statement: rsp.CertifyInfo.Bytes(),
 		Signature: tpm2.Marshal(rsp.Signature),
 		Signer:    signer.OutPublic.Bytes(),
@@ -131,14 +130,14 @@ func (l *link) certifyWith(signer *tpm2.CreatePrimaryResponse, o *object, auth [
 	return evidence, nil
 }
 
-func (l *link) certifyLoaded(signer *tpm2.CreatePrimaryResponse, loaded tpm2.NamedHandle, auth []byte) (*tpm2.CertifyResponse, error) {
-	handle, err := l.authorised(loaded, auth)
-	if err != nil {
-		return nil, err
-	}
-	return tpm2.Certify{
-		ObjectHandle: handle,
-		SignHandle:   tpm2.AuthHandle{Handle: signer.ObjectHandle, Name: signer.Name, Auth: tpm2.PasswordAuth(nil)},
-		InScheme:     tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
-	}.Execute(l.transport)
+func (k *key) certifyLoaded(l *link, signer *tpm2.CreatePrimaryResponse, loaded tpm2.NamedHandle) (rsp *tpm2.CertifyResponse, err error) {
+	err = k.authorise(l, loaded, func(handle tpm2.AuthHandle) (err error) {
+		rsp, err = tpm2.Certify{
+			ObjectHandle: handle,
+			SignHandle:   tpm2.AuthHandle{Handle: signer.ObjectHandle, Name: signer.Name, Auth: tpm2.PasswordAuth(nil)},
+			InScheme:     tpm2.TPMTSigScheme{Scheme: tpm2.TPMAlgNull},
+		}.Execute(l.transport)
+		return err
+	})
+	return rsp, err
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/google/go-tpm/tpm2"
 
@@ -18,8 +19,10 @@ import (
 // their own, which one rename of token.json puts in force: after a crash either
 // the old PIN or the new one works, for all keys.
 //
-// A wrong old PIN costs one of the TPM's tries. Copies of the old files, if
-// anybody has them, still open with the old PIN on this TPM.
+// A wrong old PIN costs one of the TPM's tries, and so does each file that was
+// wrapped under another PIN. The last one is not spent: nothing changes then
+// (token.ErrPINLocked). Copies of the old files, if anybody has them, still open
+// with the old PIN on this TPM.
 func (t *Token) ChangePIN(ctx context.Context, old, new []byte) error {
 	if err := checkNewPIN(new); err != nil {
 		return t.failed("change PIN", err)
@@ -32,7 +35,7 @@ func (t *Token) ChangePIN(ctx context.Context, old, new []byte) error {
 }
 
 func (t *Token) changePIN(l *link, m *manifest, old, new []byte) error {
-	if err := l.mayTry(old); err != nil {
+	if err := l.mayTryPIN(old); err != nil {
 		return err
 	}
 	oldAuth := m.authorisation(old)
@@ -70,6 +73,7 @@ type pinChange struct {
 	link             *link
 	from, to         *manifest
 	oldAuth, newAuth []byte
+	foreign          []string // files that were wrapped under another PIN, fewer than the TPM has tries
 }
 
 func (c *pinChange) run() error {
@@ -118,6 +122,9 @@ func (c *pinChange) rewrapAll(dir string) error {
 			continue
 		}
 		data, err := c.rewrapFile(id)
+		if errors.Is(err, token.ErrPINLocked) && len(c.foreign) > 0 {
+			return fmt.Errorf("each of %s was wrapped under another PIN and cost a try, move them elsewhere: %w", strings.Join(c.foreign, ", "), err)
+		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", entry.Name(), err)
 		}
@@ -142,6 +149,9 @@ func (c *pinChange) rewrapFile(id []byte) ([]byte, error) {
 	if !errors.Is(err, token.ErrMismatch) && !errors.Is(err, errFile) {
 		return nil, err
 	}
+	if errors.Is(err, errForeign) {
+		c.foreign = append(c.foreign, keyFileName(id))
+	}
 	data, err := durable.ReadLimited(filepath.Join(c.from.keysDir(c.token.dir), keyFileName(id)), maxFileSize)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errFile, err)
@@ -152,6 +162,9 @@ func (c *pinChange) rewrapFile(id []byte) ([]byte, error) {
 // rewrap changes one object's authorisation. The new one crosses the wire encrypted.
 func (c *pinChange) rewrap(o *object) (tpm2.TPM2BPrivate, error) {
 	l := c.link
+	if err := l.mayTry(); err != nil {
+		return tpm2.TPM2BPrivate{}, err
+	}
 	l.evict(0)
 	handle, err := l.loadOnce(o)
 	if err != nil {
@@ -168,7 +181,7 @@ func (c *pinChange) rewrap(o *object) (tpm2.TPM2BPrivate, error) {
 	if flushErr := l.flushAfter(err, handle.Handle); err == nil {
 		err = flushErr
 	}
-	if errors.Is(err, tpm2.TPMRCAuthFail) {
+	if isRejected(err) {
 		return tpm2.TPM2BPrivate{}, fmt.Errorf("%w: %w", errForeign, err)
 	}
 	if err != nil {

@@ -23,6 +23,11 @@ func isStale(err error) bool {
 	return slices.ContainsFunc(stale, func(code tpm2.TPMRC) bool { return errors.Is(err, code) })
 }
 
+// isRejected tells whether the TPM did not take an authorisation: one that counts against the lockout, or one that does not.
+func isRejected(err error) bool {
+	return errors.Is(err, tpm2.TPMRCAuthFail) || errors.Is(err, tpm2.TPMRCBadAuth)
+}
+
 // meanings says what a response code is to the callers of a token (part 2, sections 6.6.2 and 6.6.3).
 var meanings = []struct {
 	code    tpm2.TPMRC

@@ -65,7 +65,7 @@ func AgainstAnswer(ctx context.Context, t *Token, id, pin, answer []byte) {
 		func() { _, _ = t.Attest(ctx, id) },
 		guarded(t, func() error { return t.link.provePIN(mustManifest(t), pin) }),
 		guarded(t, func() error { _, _, err := t.link.generate(token.RSA2048, nil, pin); return err }),
-		guarded(t, func() error { _, err := t.link.certify(mustPINObject(t), pin); return err }),
+		guarded(t, func() error { _, err := acceptedKey(t).certify(&t.link); return err }),
 		guarded(t, func() error { _, err := t.link.authSession(pin); return err }),
 		guarded(t, func() error { return t.link.clearOrphans() }),
 	} {
@@ -97,10 +97,11 @@ func mustManifest(t *Token) *manifest {
 	return m
 }
 
-func mustPINObject(t *Token) *object {
+// acceptedKey passes for a key that the TPM is asked to use without further questions.
+func acceptedKey(t *Token) *key {
 	o, err := mustManifest(t).pinObject()
 	if err != nil {
 		panic(err)
 	}
-	return o
+	return &key{token: t, file: &keyFile{object: o}, accepted: true}
 }

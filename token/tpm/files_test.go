@@ -5,9 +5,11 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/hex"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -103,29 +105,111 @@ func TestAlteredKeyFiles(t *testing.T) {
 	}
 }
 
+// withOldPINsFiles makes a token with keys, changes its PIN and puts the keys' files from before the change
+// in their places, as a restore of a part does.
+func withOldPINsFiles(t *testing.T, config tpm.Config, next []byte, ids ...string) *tpm.Token {
+	t.Helper()
+	tok := open(t, config)
+	login(t, tok)
+	old := map[string][]byte{}
+	for _, id := range ids {
+		generate(t, tok, id, token.P256)
+		old[id] = read(t, keyPath(t, config, id))
+	}
+	if err := tok.ChangePIN(t.Context(), pin, next); err != nil {
+		t.Fatal(err)
+	}
+	for id, file := range old {
+		write(t, keyPath(t, config, id), file)
+	}
+	return tok
+}
+
 // TestOldPINsFile puts a key's file from before a change of PIN in its place:
 // the TPM loads it and rejects the authorisation, once.
 func TestOldPINsFile(t *testing.T) {
 	made := swtpm.Start(t)
 	made.SetLockout(10, time.Hour)
-	config := newToken(t, made)
-	tok := open(t, config)
-	login(t, tok)
-	generate(t, tok, "a", token.P256)
-	old := read(t, keyPath(t, config, "a"))
-	if err := tok.ChangePIN(t.Context(), pin, []byte("next PIN")); err != nil {
-		t.Fatal(err)
-	}
-	write(t, keyPath(t, config, "a"), old)
+	tok := withOldPINsFiles(t, newToken(t, made), []byte("next PIN"), "a")
 	for range 5 {
 		key, err := tok.Key(t.Context(), []byte("a"))
 		if err != nil {
 			t.Fatal(err)
 		}
+		_, err = tok.Attest(t.Context(), []byte("a"))
+		wantError(t, "attest", err, token.ErrMismatch)
 		wantError(t, "sign", sign(t, key), token.ErrMismatch)
 	}
 	if n := made.LockoutCounter(); n != 1 {
 		t.Errorf("%d tries were spent, want 1", n)
+	}
+}
+
+// TestOldPINsFilesSpareTheLastTry has the right PIN meet more files from before a change of PIN than the TPM has tries,
+// which are 3 as it comes.
+func TestOldPINsFilesSpareTheLastTry(t *testing.T) {
+	t.Parallel()
+	next, ids := []byte("next PIN"), []string{"a", "b", "c", "d"}
+	foreachKey := func(use func(t *testing.T, tok *tpm.Token, id string) error) func(*testing.T, *tpm.Token) {
+		return func(t *testing.T, tok *tpm.Token) {
+			for n, want := range []error{token.ErrMismatch, token.ErrMismatch, token.ErrPINLocked, token.ErrPINLocked} {
+				wantError(t, "key "+ids[n], use(t, tok, ids[n]), want)
+			}
+		}
+	}
+	for name, use := range map[string]func(*testing.T, *tpm.Token){
+		"sign": foreachKey(func(t *testing.T, tok *tpm.Token, id string) error {
+			key, err := tok.Key(t.Context(), []byte(id))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return sign(t, key)
+		}),
+		"attest": foreachKey(func(t *testing.T, tok *tpm.Token, id string) error {
+			_, err := tok.Attest(t.Context(), []byte(id))
+			return err
+		}),
+		"change the PIN": func(t *testing.T, tok *tpm.Token) {
+			err := tok.ChangePIN(t.Context(), next, []byte("third PIN"))
+			wantError(t, "change", err, token.ErrPINLocked)
+			if err != nil && !strings.Contains(err.Error(), "61.pem, 62.pem") {
+				t.Errorf("it does not say which files to move: %v", err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			made := swtpm.Start(t)
+			config := newToken(t, made)
+			tok := withOldPINsFiles(t, config, next, ids...)
+			good := generate(t, tok, "good", token.P256)
+			wantError(t, "sign before", sign(t, good), nil)
+			use(t, tok)
+			if n := made.LockoutCounter(); n != 2 {
+				t.Errorf("%d tries were spent, want 2", n)
+			}
+			wantError(t, "sign with a key that the TPM has taken", sign(t, good), nil)
+			made.ClearLockout()
+			wantWhole(t, config, next, "good")
+		})
+	}
+}
+
+// TestSigningAsksForTheLockoutOnce counts questions: only the first use of a key reads the TPM's counter.
+func TestSigningAsksForTheLockoutOnce(t *testing.T) {
+	p, _, _, key, _ := hostile(t)
+	const properties = 6 // TPM_CAP_TPM_PROPERTIES, first parameter of TPM2_GetCapability
+	for n, want := range []int{3, 0, 0} {
+		var questions int
+		p.with(func(command, answer []byte) []byte {
+			if isCommand(command, ccGetCapability) && binary.BigEndian.Uint32(command[10:]) == properties {
+				questions++
+			}
+			return answer
+		}, func() { wantError(t, "sign", sign(t, key), nil) })
+		if questions != want {
+			t.Errorf("signature %d: %d questions, want %d", n, questions, want)
+		}
 	}
 }
 

@@ -134,6 +134,7 @@ const (
 	ccCreatePrimary = 0x131
 	ccSign          = 0x15d
 	ccCreate        = 0x153
+	ccGetCapability = 0x17a
 )
 
 // hostile makes a token behind an interposer, logged in, with one key.
@@ -166,7 +167,7 @@ func TestHostileAnswers(t *testing.T) {
 		"last bit":   func(b []byte) []byte { b[len(b)-1] ^= 1; return b },
 		"strange rc": func(b []byte) []byte { binary.BigEndian.PutUint32(b[6:], 0xdeadbeef); return b },
 	} {
-		for _, code := range []uint32{ccCreatePrimary, ccSign, ccCreate, 0x157 /* Load */, 0x176 /* StartAuthSession */, 0x15e /* Unseal */, 0x17a /* GetCapability */} {
+		for _, code := range []uint32{ccCreatePrimary, ccSign, ccCreate, 0x157 /* Load */, 0x176 /* StartAuthSession */, 0x15e /* Unseal */, ccGetCapability} {
 			tamper := func(command, answer []byte) []byte {
 				if isCommand(command, code) {
 					return damage(bytes.Clone(answer))

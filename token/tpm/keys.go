@@ -145,7 +145,9 @@ func (t *Token) keep(l *link, file *keyFile) (*key, error) {
 	if _, err := l.load(file.object); err != nil {
 		return nil, err
 	}
-	k.refused = k.refused && k.file == file
+	if k.file != file {
+		k.accepted, k.refused = false, false
+	}
 	k.file, k.generation = file, t.generation
 	t.keys[string(file.info.ID)] = k
 	return k, nil

@@ -155,7 +155,7 @@ func (l *link) openParent() (err error) {
 		l.parent, err = CreateParent(l.transport)
 	}
 	switch {
-	case errors.Is(err, tpm2.TPMRCBadAuth) || errors.Is(err, tpm2.TPMRCAuthFail):
+	case isRejected(err):
 		return fmt.Errorf("the owner hierarchy has a password: make the storage key persistent and name its handle with --parent when the token is made: %w: %w", token.ErrUnsupported, err)
 	case errors.Is(err, tpm2.TPMRCHandle):
 		return fmt.Errorf("%w: %w", token.ErrTokenAbsent, err)

@@ -114,11 +114,17 @@ func (l *link) pinState() (token.PINState, error) {
 	}, nil
 }
 
-// mayTry refuses to spend a try that must not be spent or is bound to fail.
-func (l *link) mayTry(pin []byte) error {
+// mayTryPIN is mayTry, and refuses what cannot be a PIN.
+func (l *link) mayTryPIN(pin []byte) error {
 	if len(pin) < MinPINLength || len(pin) > MaxPINLength {
 		return fmt.Errorf("a PIN has %d to %d bytes: %w", MinPINLength, MaxPINLength, token.ErrPINIncorrect)
 	}
+	return l.mayTry()
+}
+
+// mayTry refuses to spend a try that must not be spent or is bound to fail. Ask it before each authorisation that the
+// TPM has not taken for the same object since the login. Another program may spend tries in between.
+func (l *link) mayTry() error {
 	state, err := l.pinState()
 	switch {
 	case err != nil:
@@ -143,7 +149,7 @@ func (t *Token) Login(ctx context.Context, pin []byte) error {
 		if t.auth != nil && t.generation == m.Generation {
 			return nil
 		}
-		if err := l.mayTry(pin); err != nil {
+		if err := l.mayTryPIN(pin); err != nil {
 			return err
 		}
 		auth := m.authorisation(pin)
@@ -160,7 +166,7 @@ func (t *Token) logIn(m *manifest, auth []byte) {
 	clear(t.auth)
 	t.auth, t.generation = auth, m.Generation
 	for _, k := range t.keys {
-		k.refused = false
+		k.accepted, k.refused = false, false
 	}
 }
 

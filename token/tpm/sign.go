@@ -24,7 +24,10 @@ type key struct {
 	file       *keyFile
 	generation string // that file belongs to
 	gone       bool   // destroyed
-	refused    bool   // until the next login: the TPM rejected the token's authorisation for it, and each try counts against the lockout
+
+	// Since the login, the TPM took the token's authorisation for the file, or rejected it. Each rejection counts against
+	// the lockout, so that a file of unknown standing is not tried with the last try, and a refused one not at all.
+	accepted, refused bool
 }
 
 var _ token.Key = (*key)(nil)
@@ -173,30 +176,47 @@ func encodeECDSA(in *tpm2.TPMSSignatureECC) ([]byte, error) {
 	return b.Bytes()
 }
 
+// authorise runs a command under the login's session. The first one for a key may cost one of the TPM's tries, since
+// its file may have been wrapped under another PIN, so that it first asks whether there is one to spend. Further ones do not ask.
+func (k *key) authorise(l *link, loaded tpm2.NamedHandle, run func(tpm2.AuthHandle) error) error {
+	if !k.accepted {
+		if err := l.mayTry(); err != nil {
+			return err
+		}
+	}
+	handle, err := l.authorised(loaded, k.token.auth)
+	if err != nil {
+		return err
+	}
+	err = run(handle)
+	if isRejected(err) {
+		k.accepted, k.refused = false, true
+		l.endSession() // if that was what is wrong, it must not cost other keys a try
+		return fmt.Errorf("%w: %w", errForeign, err)
+	}
+	k.accepted = k.accepted || err == nil
+	return err
+}
+
 // ask runs TPM2_Sign under the login's session.
 func (k *key) ask(l *link, digest []byte, scheme, hash tpm2.TPMAlgID) (*tpm2.TPMTSignature, error) {
 	loaded, err := l.load(k.file.object)
 	if err != nil {
 		return nil, err
 	}
-	handle, err := l.authorised(loaded, k.token.auth)
-	if err != nil {
-		return nil, err
-	}
-	rsp, err := tpm2.Sign{
-		KeyHandle: handle,
-		Digest:    tpm2.TPM2BDigest{Buffer: digest},
-		InScheme: tpm2.TPMTSigScheme{
-			Scheme:  scheme,
-			Details: tpm2.NewTPMUSigScheme(scheme, &tpm2.TPMSSchemeHash{HashAlg: hash}),
-		},
-		Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck, Hierarchy: tpm2.TPMRHNull},
-	}.Execute(l.transport)
-	if errors.Is(err, tpm2.TPMRCAuthFail) || errors.Is(err, tpm2.TPMRCBadAuth) {
-		k.refused = true
-		l.endSession() // if that was what is wrong, it must not cost other keys a try
-		return nil, fmt.Errorf("%w: %w", errForeign, err)
-	}
+	var rsp *tpm2.SignResponse
+	err = k.authorise(l, loaded, func(handle tpm2.AuthHandle) (err error) {
+		rsp, err = tpm2.Sign{
+			KeyHandle: handle,
+			Digest:    tpm2.TPM2BDigest{Buffer: digest},
+			InScheme: tpm2.TPMTSigScheme{
+				Scheme:  scheme,
+				Details: tpm2.NewTPMUSigScheme(scheme, &tpm2.TPMSSchemeHash{HashAlg: hash}),
+			},
+			Validation: tpm2.TPMTTKHashCheck{Tag: tpm2.TPMSTHashCheck, Hierarchy: tpm2.TPMRHNull},
+		}.Execute(l.transport)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
