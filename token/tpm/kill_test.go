@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -72,8 +73,9 @@ func TestKilledChangesOfPIN(t *testing.T) {
 			}
 		}
 	}
-	if entries, err := os.ReadDir(config.Directory); err != nil || len(entries) > 4 {
-		t.Errorf("generations are left: %v, %v", entries, err)
+	// The last kill may leave one that is not in force, and the next change removes it.
+	if generations, err := filepath.Glob(filepath.Join(config.Directory, "keys-*")); err != nil || len(generations) > 2 {
+		t.Errorf("generations are left: %v, %v", generations, err)
 	}
 }
 
