@@ -70,7 +70,7 @@ var _ seal.Keeper = Keeper{}
 
 // kept is the stored form of a sealed object.
 type kept struct {
-	Primary []byte `json:"primary"` // name of the storage primary key: tells one TPM from another
+	Primary []byte `json:"primary"` // name of the storage primary key, a digest of its public area: tells one TPM from another
 	Public  []byte `json:"public"`  // TPM2B_PUBLIC
 	Private []byte `json:"private"` // TPM2B_PRIVATE, encrypted by the TPM
 }
@@ -147,11 +147,11 @@ func use(tpm transport.TPM, act func(*session) error) (err error) {
 		_, flushed := tpm2.FlushContext{FlushHandle: made.ObjectHandle}.Execute(tpm)
 		err = errors.Join(err, flushed)
 	}()
-	public, err := made.OutPublic.Contents()
+	s, err := newSession(tpm, made.ObjectHandle, made.OutPublic)
 	if err != nil {
-		return fmt.Errorf("storage primary key: %w", err)
+		return err
 	}
-	return act(&session{tpm, tpm2.NamedHandle{Handle: made.ObjectHandle, Name: made.Name}, public})
+	return act(s)
 }
 
 // useProvisioned is for a TPM whose owner has set a password, so that nobody else makes primary keys.
@@ -160,11 +160,25 @@ func useProvisioned(tpm transport.TPM, act func(*session) error) error {
 	if err != nil {
 		return fmt.Errorf("the TPM's owner has set a password, and there is no storage primary key at %#x: %w", uint32(provisioned), err)
 	}
-	public, err := there.OutPublic.Contents()
+	s, err := newSession(tpm, provisioned, there.OutPublic)
 	if err != nil {
-		return fmt.Errorf("storage primary key: %w", err)
+		return err
 	}
-	return act(&session{tpm, tpm2.NamedHandle{Handle: provisioned, Name: there.Name}, public})
+	return act(s)
+}
+
+// newSession computes the primary key's name itself. What is kept with a share is compared with the name, and sessions are
+// salted to the public area: by a name from the wire, whoever sits on the bus could have the two belong to different keys.
+func newSession(tpm transport.TPM, handle tpm2.TPMHandle, out tpm2.TPM2BPublic) (*session, error) {
+	public, err := out.Contents()
+	if err != nil {
+		return nil, fmt.Errorf("storage primary key: %w", err)
+	}
+	name, err := tpm2.ObjectName(public)
+	if err != nil {
+		return nil, fmt.Errorf("storage primary key: %w", err)
+	}
+	return &session{tpm, tpm2.NamedHandle{Handle: handle, Name: *name}, public}, nil
 }
 
 func known(err error) bool {
@@ -199,7 +213,8 @@ func open(ctx context.Context, device string) (transport.TPMCloser, error) {
 }
 
 // secured are the options of sessions that are salted to the primary key and encrypt their first parameter, so that nobody on the bus to the
-// TPM reads the share (part 1, sections 19.6.13 and 21).
+// TPM reads the share (part 1, sections 19.6.13 and 21). That holds for whoever was not there when the share was made: New trusts the key that
+// it sees for the first time.
 func (s *session) secured() []tpm2.AuthOption {
 	return []tpm2.AuthOption{tpm2.Salted(s.primary.Handle, *s.public), tpm2.AESEncryption(keyBits, tpm2.EncryptInOut)}
 }

@@ -3,6 +3,9 @@ package tpm_test
 import (
 	"bytes"
 	"context"
+	"crypto/ecdh"
+	"crypto/rand"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"net"
@@ -166,6 +169,59 @@ func TestAnOwnersPasswordIsNotNeeded(t *testing.T) {
 	setOwner(bare)
 	if _, _, err := keeper(bare).New(t.Context()); !errors.Is(err, seal.ErrAbsent) {
 		t.Errorf("no primary key to be had: %v", err)
+	}
+}
+
+// TestASwappedPrimaryKeyIsForeign: whoever sits between offers a storage primary key of their own under the right one's name, to
+// read what is encrypted to it.
+func TestASwappedPrimaryKeyIsForeign(t *testing.T) {
+	const startAuthSession = uint32(tpm2.TPMCCStartAuthSession)
+	points := map[tpm2.TPMCC]int{ // where the public point begins in the answer: after header and sizes, and a handle
+		tpm2.TPMCCCreatePrimary: 44,
+		tpm2.TPMCCReadPublic:    36,
+	}
+	for name, prepare := range map[string]func(*swtpm.TPM){
+		"made anew":  func(*swtpm.TPM) {},
+		"persistent": func(emulated *swtpm.TPM) { provision(emulated); setOwner(emulated) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			emulated := swtpm.Start(t)
+			prepare(emulated)
+			share, kept := make1(t, keeper(emulated))
+			between := swtpm.Interpose(t, emulated)
+			k := tpm.Keeper{Parameters: tpm.Parameters{Device: between.Device}}
+			opens(t, k, share, kept)
+
+			own, err := ecdh.P256().GenerateKey(rand.Reader)
+			if err != nil {
+				t.Fatal(err)
+			}
+			point := own.PublicKey().Bytes() // 4 ‖ X ‖ Y
+			swapped, sessions := false, 0
+			swap := func(command, answer []byte) []byte {
+				const success = 0
+				for code, at := range points {
+					if swtpm.IsCommand(command, uint32(code)) && binary.BigEndian.Uint32(answer[6:]) == success {
+						copy(answer[at:], point[1:33])
+						copy(answer[at+34:], point[33:])
+						swapped = true
+					}
+				}
+				if swtpm.IsCommand(command, startAuthSession) {
+					sessions++
+				}
+				return answer
+			}
+			between.With(swap, func() {
+				if _, err := k.Share(t.Context(), kept); !errors.Is(err, seal.ErrForeign) {
+					t.Errorf("another key under the right name: %v", err)
+				}
+			})
+			if !swapped || sessions != 0 {
+				t.Errorf("swapped %t, and %d sessions were salted to the other key", swapped, sessions)
+			}
+			opens(t, k, share, kept)
+		})
 	}
 }
 

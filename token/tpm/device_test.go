@@ -64,14 +64,14 @@ func asDevice(t *testing.T, made *swtpm.TPM) string {
 // relay carries commands to the TPM and answers back until either ends.
 func relay(device, tpm io.ReadWriter) {
 	for {
-		command, err := readMessage(device)
+		command, err := swtpm.ReadMessage(device)
 		if err != nil {
 			return
 		}
 		if _, err := tpm.Write(command); err != nil {
 			return
 		}
-		answer, err := readMessage(tpm)
+		answer, err := swtpm.ReadMessage(tpm)
 		if err != nil {
 			return
 		}

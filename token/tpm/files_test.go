@@ -201,8 +201,8 @@ func TestSigningAsksForTheLockoutOnce(t *testing.T) {
 	const properties = 6 // TPM_CAP_TPM_PROPERTIES, first parameter of TPM2_GetCapability
 	for n, want := range []int{3, 0, 0} {
 		var questions int
-		p.with(func(command, answer []byte) []byte {
-			if isCommand(command, ccGetCapability) && binary.BigEndian.Uint32(command[10:]) == properties {
+		p.With(func(command, answer []byte) []byte {
+			if swtpm.IsCommand(command, ccGetCapability) && binary.BigEndian.Uint32(command[10:]) == properties {
 				questions++
 			}
 			return answer
@@ -223,7 +223,7 @@ func TestCutChangesOfPIN(t *testing.T) {
 	for cut := range 40 {
 		left := cut
 		var err error
-		p.with(func(_, answer []byte) []byte {
+		p.With(func(_, answer []byte) []byte {
 			if left--; left < 0 {
 				return nil
 			}

@@ -65,18 +65,18 @@ func FuzzAttestation(f *testing.F) {
 // FuzzAnswer gives one answer to all that the driver asks. The seeds are a TPM's own.
 func FuzzAnswer(f *testing.F) {
 	made := swtpm.Start(f)
-	p := interpose(f, made)
+	p := swtpm.Interpose(f, made)
 	config := newToken(f, made)
-	config.Device = p.device
+	config.Device = p.Device
 	first := open(f, config)
-	p.set(func(_, answer []byte) []byte {
+	p.Set(func(_, answer []byte) []byte {
 		f.Add(bytes.Clone(answer))
 		return answer
 	})
 	login(f, first)
 	generate(f, first, "a", token.P256)
 	_, err := first.Attest(f.Context(), []byte("a"))
-	p.set(nil)
+	p.Set(nil)
 	if err = errors.Join(err, first.Close()); err != nil {
 		f.Fatal(err)
 	}

@@ -4,11 +4,6 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
-	"io"
-	"net"
-	"os"
-	"path/filepath"
-	"sync"
 	"testing"
 	"time"
 
@@ -16,118 +11,6 @@ import (
 	"chancery/token"
 	"chancery/token/tpm"
 )
-
-// interposer sits between a driver and a TPM and does to each answer what tamper says.
-type interposer struct {
-	device string
-
-	mu     sync.Mutex
-	tamper func(command, answer []byte) []byte // nil: nothing; a nil answer ends the connection
-	seen   bytes.Buffer                        // all that crossed
-}
-
-// interpose listens on a socket of its own until the test ends.
-func interpose(t testing.TB, made *swtpm.TPM) *interposer {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "tpm") // a socket's path has at most 107 bytes
-	if err != nil {
-		t.Fatal(err)
-	}
-	path := filepath.Join(dir, "s")
-	listener, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &interposer{device: "unix:" + path}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			p.serve(made, conn)
-		}
-	}()
-	t.Cleanup(func() {
-		listener.Close()
-		<-done
-		os.RemoveAll(dir)
-	})
-	return p
-}
-
-func (p *interposer) serve(made *swtpm.TPM, conn net.Conn) {
-	defer conn.Close()
-	real, err := made.Dial()
-	if err != nil {
-		return
-	}
-	defer real.Close()
-	for {
-		command, err := readMessage(conn)
-		if err != nil {
-			return
-		}
-		if _, err := real.Write(command); err != nil {
-			return
-		}
-		answer, err := readMessage(real)
-		if err != nil {
-			return
-		}
-		if answer = p.pass(command, answer); answer == nil {
-			return
-		}
-		if _, err := conn.Write(answer); err != nil || cutOff(answer) {
-			return
-		}
-	}
-}
-
-// cutOff tells whether the driver would wait for the rest of an answer.
-func cutOff(answer []byte) bool {
-	return len(answer) < 6 || int64(len(answer)) < int64(binary.BigEndian.Uint32(answer[2:]))
-}
-
-func (p *interposer) pass(command, answer []byte) []byte {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.seen.Write(command)
-	p.seen.Write(answer)
-	if p.tamper == nil {
-		return answer
-	}
-	return p.tamper(command, answer)
-}
-
-// with tampers while run runs.
-func (p *interposer) with(tamper func(command, answer []byte) []byte, run func()) {
-	p.set(tamper)
-	run()
-	p.set(nil)
-}
-
-func (p *interposer) set(tamper func(command, answer []byte) []byte) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.tamper = tamper
-}
-
-func readMessage(r io.Reader) ([]byte, error) {
-	message := make([]byte, 6)
-	if _, err := io.ReadFull(r, message); err != nil {
-		return nil, err
-	}
-	rest := make([]byte, binary.BigEndian.Uint32(message[2:])-6)
-	_, err := io.ReadFull(r, rest)
-	return append(message, rest...), err
-}
-
-func isCommand(command []byte, code uint32) bool {
-	return binary.BigEndian.Uint32(command[6:]) == code
-}
 
 // Command codes (part 2, section 6.5.2).
 const (
@@ -138,13 +21,13 @@ const (
 )
 
 // hostile makes a token behind an interposer, logged in, with one key.
-func hostile(t *testing.T) (*interposer, *swtpm.TPM, *tpm.Token, token.Key, tpm.Config) {
+func hostile(t *testing.T) (*swtpm.Interposer, *swtpm.TPM, *tpm.Token, token.Key, tpm.Config) {
 	t.Helper()
 	made := swtpm.Start(t)
 	made.SetLockout(20, time.Hour)
-	p := interpose(t, made)
+	p := swtpm.Interpose(t, made)
 	config := newToken(t, made)
-	config.Device, config.Timeouts = p.device, tpm.Timeouts{Command: time.Second}
+	config.Device, config.Timeouts = p.Device, tpm.Timeouts{Command: time.Second}
 	tok := open(t, config)
 	login(t, tok)
 	return p, made, tok, generate(t, tok, "a", token.P256), config
@@ -169,12 +52,12 @@ func TestHostileAnswers(t *testing.T) {
 	} {
 		for _, code := range []uint32{ccCreatePrimary, ccSign, ccCreate, 0x157 /* Load */, 0x176 /* StartAuthSession */, 0x15e /* Unseal */, ccGetCapability} {
 			tamper := func(command, answer []byte) []byte {
-				if isCommand(command, code) {
+				if swtpm.IsCommand(command, code) {
 					return damage(bytes.Clone(answer))
 				}
 				return answer
 			}
-			p.with(tamper, func() {
+			p.With(tamper, func() {
 				_ = tok.Logout(t.Context())
 				_ = tok.Login(t.Context(), pin)
 				_, _ = tok.Generate(t.Context(), token.KeySpec{ID: []byte(name), Algorithm: token.P256})
@@ -204,12 +87,12 @@ func fill(b []byte, value byte) {
 func TestForgedSignature(t *testing.T) {
 	p, _, _, key, _ := hostile(t)
 	forge := func(command, answer []byte) []byte {
-		if isCommand(command, ccSign) {
+		if swtpm.IsCommand(command, ccSign) {
 			answer[20] ^= 1 // within the parameters
 		}
 		return answer
 	}
-	p.with(forge, func() {
+	p.With(forge, func() {
 		wantError(t, "a forged signature", sign(t, key), token.ErrTokenAbsent)
 	})
 	wantError(t, "an honest one", sign(t, key), nil)
@@ -229,13 +112,13 @@ func TestSwappedStorageKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	swap := func(command, answer []byte) []byte {
-		if isCommand(command, ccCreatePrimary) {
+		if swtpm.IsCommand(command, ccCreatePrimary) {
 			copy(answer[pointX:], point[1:33])
 			copy(answer[pointX+34:], point[33:])
 		}
 		return answer
 	}
-	p.with(swap, func() {
+	p.With(swap, func() {
 		wantError(t, "login", open(t, config).Login(t.Context(), pin), token.ErrTokenAbsent)
 	})
 	if after := made.LockoutCounter(); after != before {
@@ -252,14 +135,14 @@ func TestSilentTPM(t *testing.T) {
 		<-release
 		return answer
 	}
-	p.set(hang)
+	p.Set(hang)
 	start := time.Now()
 	wantError(t, "a TPM that hangs", sign(t, key), token.ErrTokenAbsent)
 	if took := time.Since(start); took > 30*time.Second {
 		t.Errorf("it took %v", took)
 	}
 	close(release)
-	p.set(nil)
+	p.Set(nil)
 	wantError(t, "sign when it answers again", sign(t, key), nil)
 }
 
@@ -281,16 +164,15 @@ func TestNothingSecretCrosses(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
+	seen := p.Seen()
 	for what, secret := range map[string][]byte{
 		"PIN": pin, "new PIN": next, "authorisation": first, "new authorisation": second, "imported key": private.scalar,
 	} {
-		if bytes.Contains(p.seen.Bytes(), secret) {
+		if bytes.Contains(seen, secret) {
 			t.Errorf("the %s crossed the wire", what)
 		}
 	}
-	if p.seen.Len() < 4096 {
-		t.Errorf("only %d bytes were seen", p.seen.Len())
+	if len(seen) < 4096 {
+		t.Errorf("only %d bytes were seen", len(seen))
 	}
 }
