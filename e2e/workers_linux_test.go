@@ -7,11 +7,8 @@ import (
 	"crypto/ecdsa"
 	cryptorand "crypto/rand"
 	"crypto/sha256"
-	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
-	"math"
 	"math/rand/v2"
 	"os"
 	"runtime"
@@ -302,21 +299,21 @@ func TestThePINIsInTheTokensProcessAlone(t *testing.T) {
 				t.Fatal(err)
 			}
 			daemon, custodian := s.Server.Command.Process.Pid, s.custodian()
-			if !remembers(t, daemon, s.Path("state")) {
+			if !testtool.Remembers(t, daemon, s.Path("state")) {
 				t.Fatal("not even what is known to be in the daemon's memory is found there")
 			}
-			if remembers(t, daemon, pin) {
+			if testtool.Remembers(t, daemon, pin) {
 				t.Error("the daemon has the PIN in its memory")
 			}
-			if !remembers(t, custodian, pin) {
+			if !testtool.Remembers(t, custodian, pin) {
 				t.Error("the token's process does not have the PIN in its memory while a key is unlocked")
 			}
 			c.Close()
 			s.Server.WaitLog("nobody has the token unlocked")
-			if d.forgets && remembers(t, custodian, pin) {
+			if d.forgets && testtool.Remembers(t, custodian, pin) {
 				t.Error("the token's process has the PIN in its memory when nobody has a key unlocked any more")
 			}
-			if remembers(t, daemon, pin) {
+			if testtool.Remembers(t, daemon, pin) {
 				t.Error("the daemon has the PIN in its memory in the end")
 			}
 		})
@@ -329,57 +326,4 @@ func softDriver(pin string) lab.Driver {
 		l.Write("pin", pin)
 		lab.Soft.Add(l)
 	}}
-}
-
-// remembers searches all memory of a process for a text. The two processes hide theirs from all but root.
-func remembers(t *testing.T, pid int, text string) bool {
-	t.Helper()
-	memory, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
-	if errors.Is(err, fs.ErrPermission) {
-		testtool.Missing(t, "the right to read other processes' memory (CAP_SYS_PTRACE)")
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer memory.Close()
-	regions, err := os.ReadFile(fmt.Sprintf("/proc/%d/maps", pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	read := 0
-	for line := range strings.Lines(string(regions)) {
-		var from, to uint64
-		var permissions string
-		if _, err := fmt.Sscanf(line, "%x-%x %s", &from, &to, &permissions); err != nil {
-			t.Fatalf("%v in %q", err, line)
-		}
-		if !strings.HasPrefix(permissions, "r") || to > math.MaxInt64 { // the latter is the kernel's
-			continue
-		}
-		found, n := searched(memory, int64(from), int64(to), []byte(text))
-		if read += n; found {
-			return true
-		}
-	}
-	if read == 0 {
-		t.Fatal("no memory could be read")
-	}
-	return false
-}
-
-// searched looks for a text between two addresses, and tells how much it could read.
-func searched(memory *os.File, from, to int64, text []byte) (found bool, read int) {
-	const step = 1 << 20
-	buffer := make([]byte, step+len(text))
-	for ; from < to; from += step {
-		n, err := memory.ReadAt(buffer[:min(int64(len(buffer)), to-from)], from)
-		read += n
-		if bytes.Contains(buffer[:n], text) {
-			return true, read
-		}
-		if err != nil { // of the kernel's own pages, which cannot be read, or a region that is no more
-			return false, read
-		}
-	}
-	return false, read
 }

@@ -16,6 +16,12 @@ func Authorisation(config Config, pin []byte) ([]byte, error) {
 	return m.authorisation(pin), nil
 }
 
+// AuthorisationOf is what a token with this storage key, identity and salt derives from the PIN.
+func AuthorisationOf(parent []byte, identity string, salt, pin []byte) []byte {
+	m := manifest{Parent: parent, Identity: identity, Salt: salt}
+	return m.authorisation(pin)
+}
+
 // KeysDir is where the key files in force are.
 func KeysDir(config Config) (string, error) {
 	m, err := readManifest(config.Directory)

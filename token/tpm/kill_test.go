@@ -13,10 +13,14 @@ import (
 	"chancery/token/tpm"
 )
 
-// Environment of the child that TestKilledChangesOfPIN kills.
+// Environment of a child, which does one of these things to a token.
 const (
+	envAct       = "TPM_TEST_ACT"
 	envDevice    = "TPM_TEST_DEVICE"
 	envDirectory = "TPM_TEST_DIRECTORY"
+
+	actChangePIN = "change the PIN for ever"
+	actForgetPIN = "log in and out"
 )
 
 const (
@@ -24,12 +28,23 @@ const (
 	killsStep = 4 * time.Millisecond
 )
 
-// TestMain changes the PIN back and forth when a test asks for that.
+// TestMain is a test's child when the environment says so.
 func TestMain(m *testing.M) {
-	if os.Getenv(envDevice) == "" {
+	switch os.Getenv(envAct) {
+	case actChangePIN:
+		changePINForever()
+	case actForgetPIN:
+		logInAndOut()
+	default:
 		os.Exit(m.Run())
 	}
-	changePINForever()
+}
+
+// child is this program again, to act on a token.
+func child(config tpm.Config, act string) *exec.Cmd {
+	command := exec.Command(os.Args[0])
+	command.Env = append(os.Environ(), envAct+"="+act, envDevice+"="+config.Device, envDirectory+"="+config.Directory)
+	return command
 }
 
 var bothPINs = [2][]byte{pin, []byte("another PIN")}
@@ -89,8 +104,7 @@ func tryPIN(t *testing.T, config tpm.Config, pin []byte) error {
 // killDuring kills a child some time after it began.
 func killDuring(t *testing.T, config tpm.Config, after time.Duration) {
 	t.Helper()
-	child := exec.Command(os.Args[0])
-	child.Env = append(os.Environ(), envDevice+"="+config.Device, envDirectory+"="+config.Directory)
+	child := child(config, actChangePIN)
 	out, err := child.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

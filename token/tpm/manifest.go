@@ -3,6 +3,7 @@ package tpm
 import (
 	"bytes"
 	"crypto/hkdf"
+	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
@@ -159,7 +160,9 @@ func (m *manifest) pinObject() (*object, error) {
 // The result is text, so that other TPM tools take it as a password, and has no
 // zero byte, at which go-tpm would cut it.
 func (m *manifest) authorisation(pin []byte) []byte {
-	key, err := hkdf.Key(sha256.New, pin, m.Salt, "chancery tpm authorisation 1 "+m.serial(), authBytes)
+	pseudorandom := extract(pin, m.Salt)
+	defer clear(pseudorandom)
+	key, err := hkdf.Expand(sha256.New, pseudorandom, "chancery tpm authorisation 1 "+m.serial(), authBytes)
 	if err != nil {
 		panic(err) // only lengths beyond 255 hashes fail
 	}
@@ -167,6 +170,19 @@ func (m *manifest) authorisation(pin []byte) []byte {
 	auth := make([]byte, base64.RawStdEncoding.EncodedLen(len(key)))
 	base64.RawStdEncoding.Encode(auth, key)
 	return auth
+}
+
+// extract is HKDF-Extract with SHA-256 (RFC 5869, section 2.2), which leaves no copy of the secret behind.
+func extract(secret, salt []byte) []byte {
+	sum := hmac.New(sha256.New, salt)
+	sum.Write(secret)
+	pseudorandom := sum.Sum(nil)
+	// What was written last stays in the hash's buffer, of one block, until something else is. Of two pieces of almost a
+	// block each, the first reaches the buffer's end and begins anew, and the second covers what that one left.
+	for range 2 {
+		sum.Write(make([]byte, sha256.BlockSize-1))
+	}
+	return pseudorandom
 }
 
 func (m *manifest) keysDir(dir string) string {

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/sha256"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -92,6 +93,23 @@ func TestLockout(t *testing.T) {
 	made.ClearLockout()
 	login(t, other)
 	wantError(t, "sign after the recovery", sign(t, key), nil)
+}
+
+// TestAuthorisationVectors holds what other programs computed by HKDF with SHA-256 (RFC 5869). Key files open with nothing else.
+func TestAuthorisationVectors(t *testing.T) {
+	salt := make([]byte, 32)
+	for i := range salt {
+		salt[i] = byte(i)
+	}
+	for pin, want := range map[string]string{
+		"1234":                   "5Ea76NLUHYfuG7f47RwYOaHhDXotoUhj",
+		"correct PIN":            "8BlILtv4Ct2fYvgPCQHz40AlP1SPEYp8",
+		strings.Repeat("7", 255): "CfA/x9z3N/PEiKLSNbP6zs8690gxopFA",
+	} {
+		if got := tpm.AuthorisationOf([]byte("storage key"), "0123456789abcdef", salt, []byte(pin)); string(got) != want {
+			t.Errorf("PIN of %d bytes: %s, want %s", len(pin), got, want)
+		}
+	}
 }
 
 // TestLogout keeps keys unusable until the next login, and usable from then on.
