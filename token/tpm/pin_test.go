@@ -143,10 +143,12 @@ func TestPINChangedElsewhere(t *testing.T) {
 	wantError(t, "a key in use", sign(t, key), nil)
 	_, err := tok.Key(t.Context(), key.ID())
 	wantError(t, "find", err, token.ErrLoginRequired)
+	wantLoggedIn(t, tok, false)
 	_, err = tok.Generate(t.Context(), token.KeySpec{ID: []byte("b"), Algorithm: token.P256})
 	wantError(t, "generate", err, token.ErrLoginRequired)
 	wantError(t, "login with the old PIN", tok.Login(t.Context(), pin), token.ErrPINIncorrect)
 	wantError(t, "login with the new PIN", tok.Login(t.Context(), next), nil)
+	wantLoggedIn(t, tok, true)
 	wantError(t, "sign", sign(t, key), nil)
 	if n := made.LockoutCounter(); n != 1 {
 		t.Errorf("%d tries were spent, want the one", n)
@@ -167,6 +169,14 @@ func pinState(t testing.TB, tok *tpm.Token) token.PINState {
 		t.Fatal(err)
 	}
 	return info.PIN
+}
+
+func wantLoggedIn(t testing.TB, tok *tpm.Token, want bool) {
+	t.Helper()
+	info, err := tok.Info(t.Context())
+	if err != nil || info.LoggedIn != want {
+		t.Errorf("logged in %t, %v, want %t", info.LoggedIn, err, want)
+	}
 }
 
 func generate(t testing.TB, tok *tpm.Token, id string, a token.Algorithm) token.Key {

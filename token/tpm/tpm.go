@@ -229,11 +229,13 @@ func (t *Token) sweep(m *manifest) error {
 }
 
 // Info describes the token and reads the TPM's counter of wrong PINs, which is
-// one for all that the TPM protects.
+// one for all that the TPM protects. A login with a PIN that another program has
+// changed since is none, as for Key.
 func (t *Token) Info(ctx context.Context) (token.Info, error) {
 	var info token.Info
 	err := t.use(ctx, "info", func(l *link) error {
-		if _, err := t.currentManifest(); err != nil {
+		m, err := t.currentManifest()
+		if err != nil {
 			return err
 		}
 		offers, err := l.learn()
@@ -248,7 +250,7 @@ func (t *Token) Info(ctx context.Context) (token.Info, error) {
 			Manufacturer: offers.manufacturer,
 			Model:        offers.model,
 			Hardware:     !isSocket(l.config.Device) && !offers.emulated(),
-			LoggedIn:     t.auth != nil,
+			LoggedIn:     t.auth != nil && t.generation == m.Generation,
 			MaxSessions:  1,
 			PIN:          state,
 			Algorithms:   append([]token.Algorithm(nil), offers.algorithms...),
