@@ -161,7 +161,8 @@ func lengthFits(pin []byte, info p11.TokenInfo) bool {
 }
 
 // view lets the bindings read a PIN in place: a string made by conversion would
-// be one more copy, and one that cannot be wiped.
+// be one more copy, and one that cannot be wiped. The bindings still copy it for
+// the module, and free that as it is.
 func view(pin []byte) string {
 	return unsafe.String(unsafe.SliceData(pin), len(pin))
 }
