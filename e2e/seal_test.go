@@ -28,7 +28,9 @@ import (
 // TestASealedDatabaseOutlivesItsTPM: sealed by a TPM and a secret file, the TPM dies, and signing goes on.
 func TestASealedDatabaseOutlivesItsTPM(t *testing.T) {
 	machine := swtpm.Start(t)
-	s := newLab(t, lab.Soft)
+	driver := lab.Soft
+	driver.Environment = append(driver.Environment, "CHANCERY_SERVER_TOKENS_TPM="+machine.Device())
+	s := newLab(t, driver)
 	s.CreateKey("release", "p256")
 	random := make([]byte, 32)
 	rand.Read(random)

@@ -20,7 +20,7 @@ import (
 // database, and whoever writes there must not thereby choose what the daemon loads and runs.
 type tokensConfig struct {
 	Modules     []string      `mapstructure:"modules"`      // empty: what only root can have put there
-	TPM         string        `mapstructure:"tpm"`          // the device of tokens in the TPM
+	TPM         string        `mapstructure:"tpm"`          // the device of tokens in the TPM, and of seals
 	Network     []string      `mapstructure:"network"`      // names of tokens whose processes may use the network
 	Writable    []string      `mapstructure:"writable"`     // what all tokens' processes may write to
 	CallTimeout time.Duration `mapstructure:"call_timeout"` // a call that takes longer ends the token's process

@@ -51,7 +51,8 @@ func (a *app) sealAddTPMCommand() *cobra.Command {
 		return p, p.Check()
 	})
 	command.Long = `Seal with this machine's TPM 2.0. With --pcr the seal opens only while these registers
-have the values that they have now: add a second seal for the day on which firmware or kernel change.`
+have the values that they have now: add a second seal for the day on which firmware or kernel change.
+Another device than ` + tpm.DefaultDevice + ` has to be the one of tokens.tpm in the configuration.`
 	command.Flags().StringVar(&p.Device, "device", tpm.DefaultDevice, "the TPM's device, or unix: and the socket of an emulated one")
 	command.Flags().UintSliceVar(&p.PCRs, "pcr", nil, "bind to this PCR of the SHA-256 bank (may be given several times)")
 	return command

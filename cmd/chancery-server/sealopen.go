@@ -54,7 +54,7 @@ func (c *config) sealOpener(log *slog.Logger) *seal.Opener {
 }
 
 // keepers finds what a seal's parameters name. They stand in the database, where nothing vouches for them before a seal is
-// open: they name only files that nobody else can read, and modules that the configuration allows.
+// open: they name only files that nobody else can read, and TPMs and modules that the configuration allows.
 type keepers struct {
 	modules  tokensConfig
 	network  bool
@@ -76,6 +76,9 @@ func (k *keepers) keeper(kind string, parameters []byte) (seal.Keeper, error) {
 		if err := errors.Join(strictly(parameters, &p), p.Check()); err != nil {
 			return nil, err
 		}
+		if err := k.modules.mayBeTPM(p.Device); err != nil {
+			return nil, err
+		}
 		if err := notADirectory(p.Device); err != nil {
 			return nil, err
 		}
@@ -84,6 +87,15 @@ func (k *keepers) keeper(kind string, parameters []byte) (seal.Keeper, error) {
 		return k.pkcs11(parameters)
 	}
 	return nil, fmt.Errorf("%w: this version knows no seals of the kind %q", seal.ErrUnsuitable, kind)
+}
+
+// mayBeTPM refuses a TPM that only the database names. An emulator of somebody's own would open a database of their own making.
+func (c tokensConfig) mayBeTPM(device string) error {
+	if device == tpm.DefaultDevice || device == c.TPM {
+		return nil
+	}
+	return fmt.Errorf("%w: the TPM is neither %s nor what the configuration names: set tokens.tpm to %q if that is this machine's TPM",
+		seal.ErrUnsuitable, tpm.DefaultDevice, device)
 }
 
 // notADirectory keeps whoever writes to the database from having the helper write to a whole tree.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -8,6 +9,7 @@ import (
 
 	"chancery/seal"
 	"chancery/seal/pkcs11"
+	"chancery/seal/tpm"
 )
 
 func TestARejectedPINOfASealIsSentOnce(t *testing.T) {
@@ -43,6 +45,33 @@ func TestARejectedPINOfASealIsSentOnce(t *testing.T) {
 		write(c.pin)
 		if err := login(c.serial, c.answer); !errors.Is(err, c.want) || sent != c.sent {
 			t.Errorf("%s: sent %d times, %v", c.what, sent, err)
+		}
+	}
+}
+
+// TestTheDatabaseChoosesNoTPM: a row that names a TPM of its writer's own would open a database of their making.
+func TestTheDatabaseChoosesNoTPM(t *testing.T) {
+	const emulator = "unix:/run/tpm/socket"
+	for _, c := range []struct {
+		configured, device string
+		want               error
+	}{
+		{"/dev/tpmrm0", "/dev/tpmrm0", nil},
+		{"/dev/tpmrm0", emulator, seal.ErrUnsuitable},
+		{"/dev/tpmrm0", "/dev/tpmrm1", seal.ErrUnsuitable},
+		{"/dev/tpmrm0", "/dev/shm/tpm", seal.ErrUnsuitable},
+		{"/dev/tpmrm1", "/dev/tpmrm1", nil},
+		{emulator, emulator, nil},
+		{emulator, "/dev/tpmrm0", nil},
+		{emulator, emulator + "2", seal.ErrUnsuitable},
+	} {
+		k := &keepers{modules: tokensConfig{TPM: c.configured}, rejected: newRejectedPINs()}
+		parameters, err := json.Marshal(tpm.Parameters{Device: c.device})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := k.keeper(seal.KindTPM, parameters); !errors.Is(err, c.want) {
+			t.Errorf("%s where %s is configured: %v, want %v", c.device, c.configured, err, c.want)
 		}
 	}
 }
