@@ -101,12 +101,22 @@ func (o CertificateOptions) subpackets() []byte {
 	return appendSubpacket(b, subpacketPrimaryUserID, []byte{1})
 }
 
-func (o CertificateOptions) check() error {
+// CheckUserID fails with ErrOptions for what NewCertificate takes for no user ID.
+func CheckUserID(id string) error {
 	switch {
-	case o.UserID == "" || o.UserID != strings.TrimSpace(o.UserID) || len(o.UserID) > maxUserIDLength:
+	case id == "" || id != strings.TrimSpace(id) || len(id) > maxUserIDLength:
 		return fmt.Errorf("%w: a user ID has 1 to %d bytes and no space around it", ErrOptions, maxUserIDLength)
-	case !utf8.ValidString(o.UserID) || strings.ContainsFunc(o.UserID, unprintable):
+	case !utf8.ValidString(id) || strings.ContainsFunc(id, unprintable):
 		return fmt.Errorf("%w: a user ID is UTF-8 without control characters", ErrOptions)
+	}
+	return nil
+}
+
+func (o CertificateOptions) check() error {
+	if err := CheckUserID(o.UserID); err != nil {
+		return err
+	}
+	switch {
 	case o.Created.IsZero():
 		return fmt.Errorf("%w: a certificate needs its key's creation time", ErrOptions)
 	case o.Expires.IsZero():

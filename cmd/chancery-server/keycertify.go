@@ -32,6 +32,19 @@ type certifyFlags struct {
 // any tells whether a certificate is to be made and kept.
 func (f *certifyFlags) any() bool { return f.openpgp != "" || f.x509 != "" }
 
+// check refuses what no certificate can be made for. Creating a key asks it before, and so leaves no key behind that was not wanted so.
+func (f *certifyFlags) check() error {
+	if f.x509 != "" {
+		if _, err := x509cert.ParseSubject(f.x509); err != nil {
+			return err
+		}
+	}
+	if f.openpgp != "" {
+		return openpgp.CheckUserID(f.openpgp)
+	}
+	return nil
+}
+
 func (f *certifyFlags) x509Options(subject string) x509cert.Options {
 	return x509cert.Options{Subject: subject, Usage: x509cert.Usage(f.usage), Validity: time.Duration(f.days) * day}
 }

@@ -171,6 +171,9 @@ func (a *app) createKey(ctx context.Context, command *cobra.Command, office *adm
 	if certificates.any() && flags.grantee.enrolment != "" {
 		return cli.Usage("a certificate takes the first manager's passphrase, and only their enrolment is given: make it later with 'key certify'")
 	}
+	if err := certificates.check(); err != nil {
+		return err
+	}
 	n, err := a.prepareKey(ctx, command, office, name, flags)
 	if err != nil {
 		return err
