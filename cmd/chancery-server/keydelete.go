@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -78,7 +79,7 @@ func (a *app) keyActor(s *users.Snapshot, key *keyView, flags *actorFlags) (admi
 	if err != nil {
 		return admin.Actor{}, err
 	}
-	if named, ok := s.User(user); ok && !manages(s, named.ID, target) {
+	if named, ok := s.User(user); ok && !manages(s, named.ID, target, time.Now()) {
 		return flags.read("token manager", user, admin.Target{Token: key.Token})
 	}
 	return flags.read("manager", user, target)

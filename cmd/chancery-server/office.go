@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -68,27 +69,28 @@ func (c tokensConfig) open(_ context.Context, t users.Token) (token.Token, error
 	return nil, fmt.Errorf("token %q: driver %q: %w", t.Name, t.Driver, token.ErrUnsupported)
 }
 
-// managersOf names the enabled users who manage a key or a token.
+// managersOf names who can act on a key or a token now: the enabled users who manage it by a grant that has not run out.
 func managersOf(s *users.Snapshot, target admin.Target) []string {
 	var names []string
+	now := time.Now()
 	for i := range s.Users() {
 		user := &s.Users()[i]
-		if !user.Disabled && manages(s, user.ID, target) {
+		if !user.Disabled && manages(s, user.ID, target, now) {
 			names = append(names, user.Name)
 		}
 	}
 	return names
 }
 
-func manages(s *users.Snapshot, userID int64, target admin.Target) bool {
+func manages(s *users.Snapshot, userID int64, target admin.Target, now time.Time) bool {
 	if t, ok := s.Token(target.Token); ok {
-		_, held := s.TokenGrant(userID, t.ID)
-		return held
+		grant, held := s.TokenGrant(userID, t.ID)
+		return held && !grant.Expired(now)
 	}
 	k, ok := s.Key(target.Key)
 	if !ok {
 		return false
 	}
 	grant, held := s.KeyGrant(userID, k.ID)
-	return held && grant.Role == users.RoleManager
+	return held && grant.Role == users.RoleManager && !grant.Expired(now)
 }

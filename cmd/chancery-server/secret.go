@@ -42,7 +42,7 @@ func (f *actorFlags) choose(role string, candidates []string, target admin.Targe
 	case len(candidates) == 1:
 		return candidates[0], nil
 	case len(candidates) == 0:
-		return "", &cli.Error{Exit: cli.ExitDenied, Code: "not_allowed", Message: fmt.Sprintf("nobody is a %s of %s", role, target), Hint: "'grant list' shows who holds what; 'user enable' lets a disabled user act again"}
+		return "", &cli.Error{Exit: cli.ExitDenied, Code: "not_allowed", Message: fmt.Sprintf("nobody is a %s of %s", role, target), Hint: "'grant list' shows who holds what and until when; 'user enable' lets a disabled user act again"}
 	}
 	return "", cli.Usage("say with --by who acts: %s", strings.Join(candidates, ", "))
 }
