@@ -41,7 +41,12 @@ func (a *app) workerCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return runWorker(log.With("token", args[0], "worker", os.Getpid()))
+			link, err := inheritedLink()
+			if err != nil {
+				return err
+			}
+			runWorker(log.With("token", args[0], "worker", os.Getpid()), link)
+			return nil
 		},
 	}
 	command.Flags().StringVar(&logging.Level, "log-level", "info", "the daemon's")
@@ -49,15 +54,25 @@ func (a *app) workerCommand() *cobra.Command {
 	return command
 }
 
-func runWorker(log *slog.Logger) error {
-	_ = os.WriteFile("/proc/self/comm", []byte("chancery-token"), 0) // for ps and top, which would show "exe" (proc(5))
+// inheritedLink is to the daemon.
+func inheritedLink() (net.Conn, error) {
 	file := os.NewFile(worker.LinkFD, "link")
+	defer file.Close()
 	link, err := net.FileConn(file)
-	_ = file.Close()
 	if err != nil {
-		return cli.Usage("%s is run by the daemon, and by nobody else", workerName)
+		return nil, cli.Usage("%s is run by the daemon, and by nobody else", workerName)
 	}
-	return worker.Serve(link, openInCustody, log)
+	return link, nil
+}
+
+// runWorker serves the daemon, and ends the program itself where that fails: standard error is the daemon's log, so that
+// the error goes there as one more message, not as what a command prints for people.
+func runWorker(log *slog.Logger, link net.Conn) {
+	_ = os.WriteFile("/proc/self/comm", []byte("chancery-token"), 0) // for ps and top, which would show "exe" (proc(5))
+	if err := worker.Serve(link, openInCustody, log); err != nil {
+		log.Warn("the token's process ends on an error", "error", err)
+		os.Exit(int(cli.ExitFailed))
+	}
 }
 
 // openInCustody confines this process and then loads what it takes to open the token.
