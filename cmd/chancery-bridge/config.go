@@ -187,8 +187,11 @@ func (a *app) configCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			_, _, err = c.bridge(log, nil)
-			return err
+			_, certificates, err := c.bridge(log, nil)
+			if err != nil {
+				return err
+			}
+			return certificates.Identity().Check() // serve starts all the same: they may be renewed while it runs
 		},
 	)
 }

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"crypto/x509"
+
 	"chancery/internal/certfile"
 	"chancery/internal/cli"
 )
@@ -23,6 +25,7 @@ func (c tlsConfig) files() certfile.Files {
 	}
 	return certfile.Files{
 		CA: c.CACertificate, Certificate: c.Certificate, Key: c.PrivateKey,
+		Uses:       []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 		Passphrase: passphrase.Read, Interactive: !passphrase.Given(),
 		CRLs: c.CRLFiles, Expired: certfile.ExpiredPolicy(c.CRLExpired),
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"log/slog"
 	"net"
@@ -30,6 +31,7 @@ func (c tlsConfig) certificates(log *slog.Logger) (*certfile.Live, error) {
 	}
 	live, err := certfile.Open(certfile.Files{
 		CA: c.CACertificate, Certificate: c.Certificate, Key: c.PrivateKey,
+		Uses:       []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}, // at the bridge, and to clients
 		Passphrase: passphrase.Read, Interactive: !passphrase.Given(),
 		CRLs: c.CRLFiles, Expired: certfile.ExpiredPolicy(c.CRLExpired),
 	}, log)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -199,7 +200,8 @@ func (d *daemon) status() liveStatus {
 	return live
 }
 
-// checkDaemon tries what `serve` would need, without changing anything.
+// checkDaemon tries what `serve` would need, without changing anything. It refuses certificates that all peers would refuse,
+// too, with which `serve` starts all the same: they may be renewed while it runs.
 func (c *config) checkDaemon() error {
 	if err := c.validateDaemon(); err != nil {
 		return err
@@ -211,6 +213,9 @@ func (c *config) checkDaemon() error {
 	certificates, err := c.TLS.certificates(log)
 	if err != nil {
 		return err
+	}
+	if err := certificates.Identity().Check(); err != nil {
+		return fmt.Errorf("the TLS files: %w", err)
 	}
 	_, err = c.tunnel(certificates, log)
 	return err

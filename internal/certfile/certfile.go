@@ -57,6 +57,9 @@ type Files struct {
 	// certificate for the key it has, but another protected key is refused
 	// until the program is restarted.
 	Interactive bool
+	// Uses are the extended key usages that the program needs its certificate
+	// for, of a TLS server and of a TLS client. None: it is not looked at.
+	Uses []x509.ExtKeyUsage
 	// CRLs are files with certificate revocation lists, PEM or DER.
 	CRLs []string
 	// Expired decides about a CA whose lists are all past their nextUpdate. The

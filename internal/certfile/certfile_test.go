@@ -2,8 +2,15 @@ package certfile_test
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
+	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -201,6 +208,89 @@ func TestExpiryWarnings(t *testing.T) {
 		if err != nil || len(warnings) != 1 || !strings.Contains(warnings[0], text) {
 			t.Errorf("valid for %s: %v, warnings %q; want %q", validity, err, warnings, text)
 		}
+	}
+}
+
+// TestCertificateOlderThanItsCA: a CA that was renewed with its key has issued what is older than itself.
+func TestCertificateOlderThanItsCA(t *testing.T) {
+	for name, test := range map[string]struct {
+		end  time.Duration // of the certificate, from now
+		want string        // "" for no warning
+	}{
+		"expired before the CA began": {-48 * time.Hour, "expired on"},
+		"still valid":                 {90 * 24 * time.Hour, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			identity, warnings, err := certfile.Load(olderThanCA(t, time.Now().Add(test.end)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if test.want == "" {
+				if err := identity.Check(); len(warnings) != 0 || err != nil {
+					t.Errorf("warnings %q, %v", warnings, err)
+				}
+				return
+			}
+			if len(warnings) != 1 || !strings.Contains(warnings[0], test.want) {
+				t.Errorf("warnings %q; want only %q", warnings, test.want)
+			}
+			if err := identity.Check(); !errors.Is(err, certfile.ErrUnusable) || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("check: %v; want %q", err, test.want)
+			}
+		})
+	}
+}
+
+// olderThanCA is a certificate that began 90 days ago, and its CA, which began an hour ago.
+func olderThanCA(t *testing.T, end time.Time) certfile.Files {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "CA"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(365 * 24 * time.Hour),
+	}
+	leaf := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "alice"}, NotBefore: time.Now().Add(-90 * 24 * time.Hour), NotAfter: end}
+	dir := t.TempDir()
+	files := certfile.Files{CA: filepath.Join(dir, "ca.crt"), Certificate: filepath.Join(dir, "alice.crt"), Key: filepath.Join(dir, "alice.key")}
+	for path, template := range map[string]*x509.Certificate{files.CA: ca, files.Certificate: leaf} {
+		der, err := x509.CreateCertificate(rand.Reader, template, ca, &key.PublicKey, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		writePEM(t, path, "CERTIFICATE", der)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writePEM(t, files.Key, "PRIVATE KEY", der)
+	return files
+}
+
+func writePEM(t *testing.T, path, label string, der []byte) {
+	t.Helper()
+	if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: label, Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestCertificateForAnotherUse(t *testing.T) {
+	files := pair(t, 0) // a client's
+	files.Uses = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	identity, warnings, err := certfile.Load(files)
+	if err != nil || len(warnings) != 0 || identity.Check() != nil {
+		t.Errorf("its own use: %v, warnings %q", err, warnings)
+	}
+	files.Uses = append(files.Uses, x509.ExtKeyUsageServerAuth)
+	identity, warnings, err = certfile.Load(files)
+	if err != nil || len(warnings) != 1 || !strings.Contains(warnings[0], "is not for TLS servers") {
+		t.Fatalf("%v, warnings %q", err, warnings)
+	}
+	if err := identity.Check(); !errors.Is(err, certfile.ErrUnusable) || !strings.Contains(err.Error(), "is not for TLS servers") {
+		t.Errorf("check: %v", err)
 	}
 }
 
