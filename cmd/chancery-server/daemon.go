@@ -217,6 +217,8 @@ func (c *config) checkDaemon() error {
 	if err := certificates.Identity().Check(); err != nil {
 		return fmt.Errorf("the TLS files: %w", err)
 	}
-	_, err = c.tunnel(certificates, log)
-	return err
+	if _, err = c.tunnel(certificates, log); err != nil {
+		return err
+	}
+	return c.Observe.checkPassphrase()
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"time"
 
 	"chancery/internal/canary"
@@ -61,12 +62,28 @@ func (o *observeConfig) listen() (net.Listener, error) {
 	return listener, nil
 }
 
-// canary returns one whose connections come through the gate.
-func (o *observeConfig) canary(gate *canary.Gate) *canary.Canary {
-	passphrase := cli.Secret{
+func (o *observeConfig) passphrase() cli.Secret {
+	return cli.Secret{
 		What: "passphrase of the canary key", Descriptor: -1,
 		File: o.CanaryPassphraseFile, Credential: o.CanaryPassphraseCredential,
 	}
+}
+
+// checkPassphrase tries to read the canary's passphrase, which the daemon does when it is first asked for it. A
+// credential is there inside the unit only, so that elsewhere there is nothing to try.
+func (o *observeConfig) checkPassphrase() error {
+	passphrase := o.passphrase()
+	if passphrase.File == "" && (passphrase.Credential == "" || os.Getenv("CREDENTIALS_DIRECTORY") == "") {
+		return nil
+	}
+	secret, err := passphrase.Read()
+	clear(secret)
+	return err
+}
+
+// canary returns one whose connections come through the gate.
+func (o *observeConfig) canary(gate *canary.Gate) *canary.Canary {
+	passphrase := o.passphrase()
 	return canary.New(canary.Config{
 		User: o.CanaryUser, Key: o.CanaryKey, Passphrase: passphrase.Read, Accept: gate.Accept, Deadline: o.CanaryDeadline,
 	})
