@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"io/fs"
 	"net"
 	"path/filepath"
 	"time"
@@ -89,13 +91,22 @@ func (a *app) loadConfig() (*config, error) {
 	c := defaultConfig()
 	file, err := cli.Load(cli.Source{File: a.configFile, Search: []string{defaultConfigFile}, EnvPrefix: environmentPrefix}, c)
 	if err != nil {
-		return nil, err
+		return nil, adviseUser(err)
 	}
 	if err := c.validate(); err != nil {
 		return nil, err
 	}
 	a.config, a.configFrom = c, file
 	return c, nil
+}
+
+// adviseUser tells who may read the configuration, which names the daemon's secrets and is not for everybody.
+func adviseUser(err error) error {
+	var told *cli.Error
+	if errors.As(err, &told) && errors.Is(err, fs.ErrPermission) {
+		told.Hint = asDaemon
+	}
+	return err
 }
 
 // validate refuses what no command could work with. What only the daemon needs is checked when it starts.

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"errors"
+	"io/fs"
 	"path/filepath"
 	"testing"
 	"time"
@@ -43,5 +45,16 @@ func TestParseExpiry(t *testing.T) {
 		if got, err := parseExpiry(text, now); err == nil {
 			t.Errorf("%q: %v", text, got)
 		}
+	}
+}
+
+func TestConfigurationOfTheDaemonIsForItsUser(t *testing.T) {
+	var told *cli.Error
+	refused := &cli.Error{Exit: cli.ExitUsage, Code: "config_invalid", Message: "m", Cause: fs.ErrPermission}
+	if err := adviseUser(refused); !errors.As(err, &told) || told.Hint != asDaemon || told.Code != "config_invalid" {
+		t.Errorf("without permission: %+v", told)
+	}
+	if err := adviseUser(cli.Misconfigured("m")); !errors.As(err, &told) || told.Hint != "" {
+		t.Errorf("for another reason: %+v", told)
 	}
 }

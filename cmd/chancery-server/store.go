@@ -15,6 +15,9 @@ import (
 	"chancery/users/sqlite"
 )
 
+// asDaemon is the advice to whoever may not read or write what is the daemon's.
+const asDaemon = "run this as the user of the daemon, for example with sudo -u chancery"
+
 // withStore runs act with the database open.
 func (a *app) withStore(command *cobra.Command, act func(context.Context, users.Store) error) error {
 	c, err := a.loadConfig()
@@ -112,6 +115,6 @@ func checkOwner(path string) error {
 	return &cli.Error{
 		Exit: cli.ExitFailed, Code: "state_owner",
 		Message: fmt.Sprintf("%s belongs to user %d and this is user %d", path, stat.Uid, os.Geteuid()),
-		Hint:    "run this as the user of the daemon, for example with sudo -u chancery",
+		Hint:    asDaemon,
 	}
 }
