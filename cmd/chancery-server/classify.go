@@ -150,7 +150,24 @@ var packageNames = []string{"access", "admin", "audit", "certfile", "guard", "op
 // forPeople leaves out which package said what; the log keeps it.
 func forPeople(err error) string { return plain(err.Error()) }
 
+// plain makes one line of it: each of several errors that were joined goes behind a semicolon. A line that is indented
+// belongs to the one before.
 func plain(text string) string {
+	var sentences []string
+	for line := range strings.Lines(text) {
+		told := plainLine(line)
+		switch {
+		case told == "":
+		case len(sentences) > 0 && strings.ContainsRune(" \t", rune(line[0])):
+			sentences[len(sentences)-1] += " " + told
+		default:
+			sentences = append(sentences, told)
+		}
+	}
+	return strings.Join(sentences, "; ")
+}
+
+func plainLine(text string) string {
 	text = strings.Join(strings.Fields(text), " ")
 	parts := slices.DeleteFunc(strings.Split(text, ": "), func(part string) bool { return slices.Contains(packageNames, part) })
 	return endings.Replace(strings.Join(parts, ": "))

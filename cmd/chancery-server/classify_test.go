@@ -24,7 +24,7 @@ func TestClassify(t *testing.T) {
 		{fmt.Errorf("token %q: %w", "t", token.ErrTokenAbsent), cli.ExitToken, "token_absent", `token "t": absent`},
 		{fmt.Errorf("soft: login on token %q: %w", "t", token.ErrPINLocked), cli.ExitToken, "token_locked", `login on token "t": PIN locked`},
 		{fmt.Errorf("x: %w", token.ErrBusy), cli.ExitUnreachable, "token_busy", "x: busy"},
-		{errors.Join(token.ErrPINIncorrect, users.ErrStale), cli.ExitUnreachable, "changed_meanwhile", "PIN incorrect users: changed meanwhile"},
+		{errors.Join(token.ErrPINIncorrect, users.ErrStale), cli.ExitUnreachable, "changed_meanwhile", "PIN incorrect; changed meanwhile"},
 		{fmt.Errorf("users/sqlite: x: %w", result(13)), cli.ExitFailed, "disk_full", "x: result 13"},
 		{fmt.Errorf("users/sqlite: x: %w", result(5|2<<8)), cli.ExitUnreachable, "database_busy", "x: result 517"},
 		{fmt.Errorf("users/sqlite: x: %w", context.Canceled), cli.ExitFailed, "canceled", "x: the command was stopped before its end"},

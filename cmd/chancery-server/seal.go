@@ -295,7 +295,7 @@ func (a *app) rotateSeals(ctx context.Context, command *cobra.Command, store use
 		return err
 	}
 	a.scrub(ctx, command, store)
-	a.tell(command, "everything is encrypted under a new data key, which %s with %s", count(len(kept), "seal"), strings.Join(names, ", "))
+	a.tell(command, "everything is encrypted under a new data key, kept by %s: %s", count(len(kept), "seal"), strings.Join(names, ", "))
 	a.next(command, "'seal test'; and a backup: those made before open by the old data key only")
 	return a.result(command, map[string]any{"data_key": hex.EncodeToString(key.ID()), "seals": names, "dropped": append([]string{}, drop...)})
 }
