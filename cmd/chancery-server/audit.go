@@ -23,6 +23,11 @@ func (a *app) auditCommand() *cobra.Command {
 		a.auditShowCommand(), a.auditVerifyCommand(), a.auditHeadCommand())
 }
 
+// mainKinds are the kinds of records that people look for.
+var mainKinds = []string{
+	string(audit.KindSign), string(audit.KindUnlock), string(audit.KindUnlockFailed), string(audit.KindRefused), string(audit.KindAdmin),
+}
+
 // showFlags choose records.
 type showFlags struct {
 	user, key, kind, outcome string
@@ -35,8 +40,8 @@ func (a *app) auditShowCommand() *cobra.Command {
 	flags := &showFlags{}
 	command := &cobra.Command{
 		Use: "show", Short: "Show records, oldest first",
-		Long: `Show records of the audit log, oldest first. With --json each is the line of the log
-itself. A place where the chain of hashes is broken is told on standard error, and
+		Long: `Show records of the audit log, oldest first. user= is who acted, and subject= the user whom
+an act is about. With --json each is the line of the log itself. A place where the chain of hashes is broken is told on standard error, and
 ends the command with an error after everything was shown.`,
 		Args: cli.Args(cobra.NoArgs),
 		RunE: func(command *cobra.Command, _ []string) error {
@@ -54,7 +59,7 @@ ends the command with an error after everything was shown.`,
 	f := command.Flags()
 	f.StringVar(&flags.user, "user", "", "only records of this user's acts")
 	f.StringVar(&flags.key, "key", "", "only records about this key")
-	f.StringVar(&flags.kind, "kind", "", "only this kind: sign, unlock, unlock_failed, refused, admin, or one act such as admin.grant.add")
+	f.StringVar(&flags.kind, "kind", "", "only this kind: "+strings.Join(mainKinds, ", ")+", or one act such as admin.grant.add")
 	f.StringVar(&flags.outcome, "outcome", "", "only this outcome: ok, intent or the code of an error")
 	f.StringVar(&flags.since, "since", "", "only from this time on: a date, an RFC 3339 time, or a duration before now such as 24h")
 	f.StringVar(&flags.until, "until", "", "only before this time")
@@ -62,7 +67,7 @@ ends the command with an error after everything was shown.`,
 	f.BoolVar(&flags.follow, "follow", false, "wait for more records until interrupted")
 	a.completeFlag(command, "user", userNames)
 	a.completeFlag(command, "key", keyNames)
-	completeWords(command, "kind", string(audit.KindSign), string(audit.KindUnlock), string(audit.KindUnlockFailed), string(audit.KindRefused), string(audit.KindAdmin))
+	completeWords(command, "kind", mainKinds...)
 	return command
 }
 
@@ -93,7 +98,7 @@ func parseMoment(flag, text string, now time.Time) (time.Time, error) {
 }
 
 func (a *app) showRecords(ctx context.Context, command *cobra.Command, directory string, options audit.ReadOptions) error {
-	problems := 0
+	problems, shown := 0, 0
 	for entry, err := range audit.Read(ctx, directory, options) {
 		var problem *audit.Problem
 		switch {
@@ -107,11 +112,24 @@ func (a *app) showRecords(ctx context.Context, command *cobra.Command, directory
 		if err := a.printRecord(command.OutOrStdout(), &entry); err != nil {
 			return err
 		}
+		shown++
 	}
 	if problems > 0 {
 		return damaged(problems)
 	}
+	if shown == 0 && !options.Follow {
+		a.tellNone(command, options.Filter.Kind)
+	}
 	return nil
+}
+
+// tellNone says that there is nothing to show. No kind is refused, since each act brings one of its own: a mistyped one shows here.
+func (a *app) tellNone(command *cobra.Command, kind audit.Kind) {
+	if kind == "" {
+		a.tell(command, "no record fits")
+		return
+	}
+	a.tell(command, "no record of the kind %q fits; kinds are %s and acts such as admin.grant.add", kind, strings.Join(mainKinds, ", "))
 }
 
 func (a *app) printRecord(w io.Writer, e *audit.Entry) error {
@@ -140,9 +158,17 @@ func recordLine(e *audit.Entry) string {
 		words = append(words, "session="+quoted(e.Session))
 	}
 	for _, name := range slices.Sorted(maps.Keys(e.Details)) {
-		words = append(words, fmt.Sprintf("%s=%s", quoted(name), quoted(e.Details[name])))
+		words = append(words, fmt.Sprintf("%s=%s", quoted(detailName(name)), quoted(e.Details[name])))
 	}
 	return strings.Join(words, " ")
+}
+
+// detailName keeps the user whom an act is about apart from the one who acts, which is what user= says.
+func detailName(name string) string {
+	if name == "user" {
+		return "subject"
+	}
+	return name
 }
 
 // digestsText shows the first; --json has them all.
