@@ -16,10 +16,10 @@ var ErrExists = errors.New("pki: the file exists already")
 // WritePair writes NAME.crt (mode 0644) and NAME.key (mode 0600) into dir, which
 // is made with mode 0755 if it is missing, and returns their paths. It never
 // overwrites (ErrExists), and leaves neither file behind when it fails. The
-// name must be a plain file name.
+// name must be a plain file name (ErrRequest).
 func WritePair(dir, name string, certPEM, keyPEM []byte) (certPath, keyPath string, err error) {
 	if name == "" || name != filepath.Base(name) || strings.HasPrefix(name, ".") {
-		return "", "", fmt.Errorf("pki: %q cannot be a file's name; give the files another one", name)
+		return "", "", fmt.Errorf("%w: %q cannot be the name of the files: choose one without a slash that does not begin with a dot", ErrRequest, name)
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", "", fmt.Errorf("pki: make directory %q: %w", dir, err)
