@@ -119,12 +119,19 @@ func viewDatabase(c *config, s *users.Snapshot) databaseView {
 	return view
 }
 
+func (d *databaseView) tokens() string {
+	if d.Tokens == 0 {
+		return "none"
+	}
+	return fmt.Sprintf("%d (hardware: no for %s)", d.Tokens, orNone(d.SoftwareTokens))
+}
+
 func (v *statusView) fields(c *config) []field {
 	d := &v.Database
 	fields := []field{
 		{"database", d.Path},
 		{"users", fmt.Sprintf("%d (%d disabled)", d.Users, d.DisabledUsers)},
-		{"tokens", fmt.Sprintf("%d (hardware: no for %s)", d.Tokens, orNone(d.SoftwareTokens))},
+		{"tokens", d.tokens()},
 		{"keys", fmt.Sprintf("%d (%d disabled)", d.Keys, d.DisabledKeys)},
 		{"grants", fmt.Sprintf("%d (%d expired)", d.Grants, d.ExpiredGrants)},
 		{"PIN changes in flight", orNone(d.PINChangesInFlight)},

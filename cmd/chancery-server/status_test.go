@@ -19,3 +19,13 @@ func TestStatusShowsRowsThatCannotBeRead(t *testing.T) {
 		t.Errorf("status shows\n%s", &text)
 	}
 }
+
+func TestStatusWithoutTokens(t *testing.T) {
+	empty, soft := databaseView{}, databaseView{Tokens: 1, SoftwareTokens: []string{"desk"}}
+	if got := empty.tokens(); got != "none" {
+		t.Errorf("without tokens: %q", got)
+	}
+	if got := soft.tokens(); got != "1 (hardware: no for desk)" {
+		t.Errorf("with a token in software: %q", got)
+	}
+}
