@@ -58,3 +58,16 @@ chancery_bridge_waiting_connections{port="server"} 8
 		t.Error(err)
 	}
 }
+
+// TestAlertsSeeTheFirstEvent: what alerts take the increase of begins at 0.
+func TestAlertsSeeTheFirstEvent(t *testing.T) {
+	registry := newMetrics().registry(func() bridge.Stats { return bridge.Stats{} }, now)
+	want := `
+# HELP chancery_bridge_waits_ended_total Connections that stopped waiting without a partner.
+# TYPE chancery_bridge_waits_ended_total counter
+chancery_bridge_waits_ended_total{port="client",reason="no_server"} 0
+`
+	if err := testutil.GatherAndCompare(registry, strings.NewReader(want), "chancery_bridge_waits_ended_total"); err != nil {
+		t.Error(err)
+	}
+}

@@ -99,7 +99,24 @@ func newMetrics() *metrics {
 		canaryTook: seconds("chancery_server_canary_seconds", "What one signature of the canary took, with any unlock."),
 	}
 	m.answers, m.signed = newSeries(m.answerSeries), newSeries(m.signatureSeries)
+	m.begin()
 	return m
+}
+
+// requestKinds are the values of the label kind.
+var requestKinds = []string{
+	(*wire.WhoAmI)(nil).Name(), (*wire.ListKeys)(nil).Name(), (*wire.GetKey)(nil).Name(), (*wire.Unlock)(nil).Name(),
+	(*wire.Sign)(nil).Name(), (*wire.SignAll)(nil).Name(), signer.KindUnsupported,
+}
+
+// begin has what alerts look at be there from the start, at 0: an increase is not seen where a series begins with its first event.
+func (m *metrics) begin() {
+	for _, kind := range requestKinds {
+		m.requests.WithLabelValues(kind, string(wire.CodeInternal))
+	}
+	m.requests.WithLabelValues((*wire.Unlock)(nil).Name(), string(wire.CodeWrongPassphrase))
+	m.canaries.WithLabelValues(succeeded)
+	m.canaries.WithLabelValues(failed)
 }
 
 func (m *metrics) answerSeries(a answered) answerSeries {

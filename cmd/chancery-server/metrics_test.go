@@ -65,6 +65,13 @@ chancery_server_legs{state="waiting"} 7
 chancery_server_repetitions_total{outcome="answered"} 1
 # HELP chancery_server_requests_total Requests by kind and the code of the answer.
 # TYPE chancery_server_requests_total counter
+chancery_server_requests_total{code="internal",kind="get_key"} 0
+chancery_server_requests_total{code="internal",kind="list_keys"} 0
+chancery_server_requests_total{code="internal",kind="sign"} 0
+chancery_server_requests_total{code="internal",kind="sign_all"} 0
+chancery_server_requests_total{code="internal",kind="unlock"} 0
+chancery_server_requests_total{code="internal",kind="unsupported"} 0
+chancery_server_requests_total{code="internal",kind="who_am_i"} 0
 chancery_server_requests_total{code="ok",kind="sign"} 1
 chancery_server_requests_total{code="wrong_passphrase",kind="unlock"} 1
 # HELP chancery_server_signatures_total Signatures asked from tokens, each of a batch by itself.
@@ -87,6 +94,30 @@ chancery_server_token_state{state="ready",token="hsm"} 1
 		}
 	}
 	if err := testutil.GatherAndCompare(sampled().registry(someState), strings.NewReader(want), names...); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAlertsSeeTheFirstEvent: what alerts take the increase of begins at 0.
+func TestAlertsSeeTheFirstEvent(t *testing.T) {
+	want := `
+# HELP chancery_server_canary_total Signatures of the canary key.
+# TYPE chancery_server_canary_total counter
+chancery_server_canary_total{outcome="failed"} 0
+chancery_server_canary_total{outcome="ok"} 0
+# HELP chancery_server_requests_total Requests by kind and the code of the answer.
+# TYPE chancery_server_requests_total counter
+chancery_server_requests_total{code="internal",kind="get_key"} 0
+chancery_server_requests_total{code="internal",kind="list_keys"} 0
+chancery_server_requests_total{code="internal",kind="sign"} 0
+chancery_server_requests_total{code="internal",kind="sign_all"} 0
+chancery_server_requests_total{code="internal",kind="unlock"} 0
+chancery_server_requests_total{code="internal",kind="unsupported"} 0
+chancery_server_requests_total{code="internal",kind="who_am_i"} 0
+chancery_server_requests_total{code="wrong_passphrase",kind="unlock"} 0
+`
+	err := testutil.GatherAndCompare(newMetrics().registry(someState), strings.NewReader(want), "chancery_server_canary_total", "chancery_server_requests_total")
+	if err != nil {
 		t.Error(err)
 	}
 }
