@@ -30,9 +30,10 @@ func newRoot() *cobra.Command {
 	root := &cobra.Command{
 		Use:   program,
 		Short: "Pair signing clients with signing servers",
-		Long:  "chancery-bridge pairs signing clients with signing servers and copies bytes between them, which it cannot read.\nWithout a command it serves.",
-		Args:  cli.Args(cobra.NoArgs),
-		RunE:  serve.RunE,
+		Long: "chancery-bridge pairs signing clients with signing servers and copies bytes between them, which it cannot read.\nWithout a command it serves.\n\n" +
+			"Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 denied, 4 unreachable or busy, 5 token locked or absent.",
+		Args: cli.Args(cobra.NoArgs),
+		RunE: serve.RunE,
 	}
 	root.PersistentFlags().StringVar(&a.configFile, "config", "", "configuration file (default "+defaultConfigFile+")")
 	root.PersistentFlags().Bool("json", false, "print results and errors as JSON")

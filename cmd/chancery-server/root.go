@@ -41,7 +41,9 @@ func newRoot() *cobra.Command {
 
 'chancery-server serve' is the daemon. It dials out to the bridge and listens nowhere.
 The other commands are the operators': they change the database in the state
-directory, and a running daemon takes every change up within a second.`,
+directory, and a running daemon takes every change up within a second.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 denied, 4 unreachable or busy, 5 token locked or absent.`,
 		Args: cli.Args(cobra.NoArgs),
 		RunE: func(command *cobra.Command, _ []string) error { return command.Help() },
 
