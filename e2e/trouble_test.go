@@ -50,9 +50,9 @@ func TestEachTroubleIsToldApart(t *testing.T) {
 		arguments     []string
 		want          expectation
 	}{
-		"wrong passphrase":      {strings.ReplaceAll(good, "alice.passphrase", "wrong.passphrase"), sign, expectation{3, "wrong_passphrase", "release"}},
-		"no grant":              {good, []string{"sign", "raw", "secret", "document"}, expectation{3, "no_such_key", "granted"}},
-		"no such key":           {good, []string{"sign", "raw", "nonesuch", "document"}, expectation{3, "no_such_key", "granted"}},
+		"wrong passphrase":      {strings.ReplaceAll(good, "alice.passphrase", "wrong.passphrase"), sign, expectation{3, "wrong_passphrase", `chancery: key "release": the passphrase`}},
+		"no grant":              {good, []string{"sign", "raw", "secret", "document"}, expectation{3, "no_such_key", `chancery: key "secret": no such key`}},
+		"no such key":           {good, []string{"sign", "raw", "nonesuch", "document"}, expectation{3, "no_such_key", `chancery: key "nonesuch": no such key`}},
 		"unknown user":          {strings.ReplaceAll(good, "/pki/alice", "/pki/stranger"), sign, expectation{3, "server_closed", "registered"}},
 		"client of another CA":  {strings.ReplaceAll(good, "/pki/alice", "/otherpki/alice"), sign, expectation{3, "bridge_refused", "certificate"}},
 		"bridge of another CA":  {strings.ReplaceAll(good, "/pki/ca.crt", "/otherpki/ca.crt"), sign, expectation{1, "bridge_untrusted", "CA"}},
@@ -107,7 +107,7 @@ func TestDisabledRevokedAndExpired(t *testing.T) {
 		open  []string
 		want  expectation
 	}{
-		{"key disabled", []string{"key", "disable", "release"}, []string{"key", "enable", "release"}, expectation{3, "key_disabled", "disabled"}},
+		{"key disabled", []string{"key", "disable", "release"}, []string{"key", "enable", "release"}, expectation{3, "key_disabled", `chancery: key "release": the key is disabled`}},
 		{"user disabled", []string{"user", "disable", "alice"}, []string{"user", "enable", "alice"}, expectation{3, "server_closed", "registered and enabled"}},
 		{"revoked", []string{"grant", "revoke", "release", "alice", "--yes"}, nil, expectation{3, "no_such_key", "granted"}},
 	} {

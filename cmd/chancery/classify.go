@@ -100,11 +100,17 @@ func fromClient(e *client.Error) *cli.Error {
 			exit = answer.exit
 		}
 	}
-	message := e.Message
-	if e.Key != "" {
-		message = "key " + quoted(e.Key) + ": " + message
+	return &cli.Error{Exit: exit, Code: string(e.Code), Message: naming(e.Key, e.Message), Hint: e.Hint, Cause: e}
+}
+
+// naming puts the key's name before a message, unless it stands there: Chancery's server names the key in most
+// answers, one of version 2 and the client itself in none.
+func naming(key, message string) string {
+	prefix := "key " + quoted(key) + ": "
+	if key == "" || strings.HasPrefix(message, prefix) {
+		return message
 	}
-	return &cli.Error{Exit: exit, Code: string(e.Code), Message: message, Hint: e.Hint, Cause: e}
+	return prefix + message
 }
 
 // withoutPackage drops the package's name from an error's text, which means nothing to a user.

@@ -29,6 +29,23 @@ func TestClassify(t *testing.T) {
 	}
 }
 
+// TestTheKeyIsNamedOnce: whether the server's sentence names the key, as Chancery's does, or not, as the client's own.
+func TestTheKeyIsNamedOnce(t *testing.T) {
+	const want = `key "a \"key\"": the passphrase does not open this key; check that it is the one for this key`
+	message := wire.CodeWrongPassphrase.Message()
+	for _, answered := range []*wire.Error{
+		wire.Errorf(wire.CodeWrongPassphrase, "key %q: %s", `a "key"`, message),
+		wire.Errorf(wire.CodeWrongPassphrase, "%s", message),
+	} {
+		if got := classify(&client.Error{Key: `a "key"`, Code: answered.Code, Message: answered.Message}).Message; got != want {
+			t.Errorf("%q is told as %q", answered.Message, got)
+		}
+	}
+	if got := classify(&client.Error{Code: wire.CodeBusy, Message: "busy"}).Message; got != "busy" {
+		t.Errorf("without a key: %q", got)
+	}
+}
+
 // TestOnlyARefusedNameIsADenial: a version or a port is put right by whoever calls, a name by somebody else.
 func TestOnlyARefusedNameIsADenial(t *testing.T) {
 	for status, exit := range map[tunnel.Status]cli.ExitCode{

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"time"
 
 	"github.com/google/uuid"
@@ -77,7 +78,7 @@ func (c *Canary) Sign(ctx context.Context) error {
 	}
 	if err != nil {
 		c.Close()
-		return fmt.Errorf("canary: key %q: %w", c.cfg.Key, err)
+		return fmt.Errorf("canary: %s%w", c.naming(err), err)
 	}
 	return nil
 }
@@ -106,9 +107,18 @@ func (c *Canary) open(ctx context.Context) error {
 	}
 	if err != nil {
 		c.Close()
-		return fmt.Errorf("canary: user %q, key %q: %w", c.cfg.User, c.cfg.Key, err)
+		return fmt.Errorf("canary: user %q: %s%w", c.cfg.User, c.naming(err), err)
 	}
 	return nil
+}
+
+// naming is what stands before an error so that it names the key once: most of the server's answers do by themselves.
+func (c *Canary) naming(err error) string {
+	named := fmt.Sprintf("key %q: ", c.cfg.Key)
+	if strings.HasPrefix(err.Error(), named) {
+		return ""
+	}
+	return named
 }
 
 func (c *Canary) unlock() error {

@@ -256,8 +256,11 @@ func TestFailures(t *testing.T) {
 		c.Passphrase = func() ([]byte, error) { return []byte("not the passphrase"), nil }
 	}
 	c := m.canary(t, "p256", wrong)
-	if err := sign(t, c); !errors.Is(err, wire.NewError(wire.CodeWrongPassphrase)) {
+	err := sign(t, c)
+	if !errors.Is(err, wire.NewError(wire.CodeWrongPassphrase)) {
 		t.Errorf("a wrong passphrase: %v", err)
+	} else if got := strings.Count(err.Error(), `key "p256": `); got != 1 {
+		t.Errorf("it names the key %d times: %v", got, err)
 	}
 	if err := sign(t, c); !errors.Is(err, canary.ErrSilenced) {
 		t.Errorf("right after it: %v", err)
