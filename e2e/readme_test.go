@@ -110,6 +110,11 @@ func TestTheDemonstrationWorks(t *testing.T) {
 			if r.Exit != 0 || !strings.Contains(r.Stdout, "Verified OK") || !strings.Contains(r.Stdout, "Good signature") {
 				t.Fatalf("exit %d:\n%s%s", r.Exit, r.Stdout, r.Stderr)
 			}
+			for _, typed := range []string{" serve &\n", " enroll --passphrase-file alice.passphrase > alice.enrolment\n"} {
+				if !strings.Contains(r.Stdout, typed) {
+					t.Errorf("it does not show %q as one types it:\n%s", typed, r.Stdout)
+				}
+			}
 			after, _ := filepath.Glob(filepath.Join(os.TempDir(), "chancery-demo.*"))
 			if len(after) > len(before) {
 				t.Errorf("left behind: %v", after)

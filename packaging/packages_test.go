@@ -63,6 +63,25 @@ func TestPackagesHoldWhatOperatorsNeed(t *testing.T) {
 	}
 }
 
+// TestPackagedDocumentsLeadToEachOther: whoever reads them on a server without a network has what they refer to.
+func TestPackagedDocumentsLeadToEachOther(t *testing.T) {
+	link := regexp.MustCompile(`\]\(([a-z-]+\.md)[#)]`)
+	for _, program := range programs {
+		directory := filepath.Join(unpacked(t), "usr/share/doc", program)
+		documents, err := filepath.Glob(filepath.Join(directory, "*.md"))
+		if err != nil || len(documents) == 0 {
+			t.Fatalf("%s has no documents: %v", program, err)
+		}
+		for _, document := range documents {
+			for _, found := range link.FindAllStringSubmatch(read(t, document), -1) {
+				if _, err := os.Stat(filepath.Join(directory, found[1])); err != nil {
+					t.Errorf("%s of %s leads to %s, which the package lacks", filepath.Base(document), program, found[1])
+				}
+			}
+		}
+	}
+}
+
 // TestConfigurationIsKept looks for what makes dpkg and rpm leave an edited file alone.
 func TestConfigurationIsKept(t *testing.T) {
 	for i, path := range built(t, "rpm") {
