@@ -67,7 +67,7 @@ func export(key *client.KeyInfo, format string) ([]byte, error) {
 	case "ssh":
 		public, err := ssh.NewPublicKey(key.Public)
 		if err != nil {
-			return nil, cli.Failed("not_supported", "key %q has no form for SSH: its kind is %q", key.Name, key.Algorithm)
+			return nil, cli.Failed("not_supported", "key %q has no form for SSH: its kind is %s", key.Name, called(string(key.Algorithm)))
 		}
 		line := bytes.TrimSpace(ssh.MarshalAuthorizedKey(public))
 		return fmt.Appendf(nil, "%s %s\n", line, printable(key.Name)), nil

@@ -51,7 +51,7 @@ func (v keyView) hardware() string {
 func (v keyView) certificateTypes() string {
 	var types []string
 	for _, c := range v.Certificates {
-		types = append(types, printable(c.Type))
+		types = append(types, called(c.Type))
 	}
 	if len(types) == 0 {
 		return "-"
@@ -86,7 +86,7 @@ func (a *app) listKeys(keys []client.KeyInfo) error {
 	for i := range keys {
 		v := viewOf(&keys[i])
 		views[i] = v
-		rows[i] = []string{printable(v.Name), printable(v.Algorithm), v.hardware(), v.certificateTypes(), v.Handle}
+		rows[i] = []string{printable(v.Name), called(v.Algorithm), v.hardware(), v.certificateTypes(), v.Handle}
 	}
 	if a.json {
 		return cli.JSON(a.stdout, views)
@@ -99,7 +99,7 @@ func (a *app) listKeys(keys []client.KeyInfo) error {
 }
 
 func (a *app) keyCommand() *cobra.Command {
-	parent := &cobra.Command{Use: "key", Short: "Show or export one key", Args: cli.Args(cobra.NoArgs), RunE: help}
+	parent := &cobra.Command{Use: "key", Short: "Show or export one key", Args: subcommand, RunE: help}
 	parent.AddCommand(a.keyShowCommand(), a.keyExportCommand())
 	return parent
 }
@@ -136,11 +136,11 @@ func (a *app) askKey(ctx context.Context, name string) (*client.KeyInfo, error) 
 
 func (a *app) showKey(v keyView) error {
 	lines := [][2]string{
-		{"Name", printable(v.Name)}, {"Algorithm", printable(v.Algorithm)},
+		{"Name", printable(v.Name)}, {"Algorithm", called(v.Algorithm)},
 		{"Hardware", v.hardware()}, {"Handle", v.Handle},
 	}
 	for _, c := range v.Certificates {
-		lines = append(lines, [2]string{"Certificate", fmt.Sprintf("%s %s %s", printable(c.Type), printable(c.Fingerprint), printable(c.Name))})
+		lines = append(lines, [2]string{"Certificate", fmt.Sprintf("%s %s %s", called(c.Type), printable(c.Fingerprint), printable(c.Name))})
 	}
 	for _, line := range lines {
 		if _, err := fmt.Fprintf(a.stdout, "%-12s %s\n", line[0]+":", line[1]); err != nil {

@@ -31,7 +31,7 @@ func newRoot() *cobra.Command {
 		Long: "chancery signs files with keys that a signing server keeps in hardware or in files of its own.\n" +
 			"Data goes to standard output, everything else to standard error.\n\n" +
 			"Exit codes: 0 done, 1 failed, 2 wrong usage or configuration, 3 denied, 4 unreachable or busy, 5 token locked or absent.",
-		Args: cli.Args(cobra.NoArgs),
+		Args: subcommand,
 		RunE: help,
 	}
 	flags := root.PersistentFlags()
@@ -48,6 +48,19 @@ func newRoot() *cobra.Command {
 
 // help is what a command does that only has others below it.
 func help(command *cobra.Command, _ []string) error { return command.Help() }
+
+// subcommand refuses a word that is no command below this one, and tells the commands that look like it.
+func subcommand(command *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	unknown := cli.Usage("unknown command %q for %q", args[0], command.CommandPath())
+	command.SuggestionsMinimumDistance = 2 // edits; without it only the beginning of a command's name is known again
+	if similar := command.SuggestionsFor(args[0]); len(similar) > 0 {
+		unknown.Hint = fmt.Sprintf("did you mean '%s'? see '%s --help'", strings.Join(similar, "' or '"), command.CommandPath())
+	}
+	return unknown
+}
 
 // atMostOne refuses flags that contradict each other.
 func atMostOne(command *cobra.Command, names ...string) error {
