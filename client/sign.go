@@ -82,7 +82,7 @@ func (c *Client) split(ctx context.Context, digests []Digest) ([]batch, error) {
 			return nil, failure(CodeTooLarge, "a message of %d bytes does not fit into a request; sign its digest, or an OpenPGP signature over it", len(d.Sum))
 		}
 		last := len(batches) - 1
-		if last < 0 || size+own+requestOverhead > limit || batches[last].to-batches[last].from >= c.cfg.BatchSize || !together(digests[i-1], d) {
+		if last < 0 || size+own+requestOverhead > limit || batches[last].to-batches[last].from >= min(c.cfg.BatchSize, wire.MaxBatch) || !together(digests[i-1], d) {
 			batches, size = append(batches, batch{i, i}), 0
 			last++
 		}

@@ -24,7 +24,7 @@ type signing struct {
 func (a *app) signCommand() *cobra.Command {
 	parent := &cobra.Command{
 		Use: "sign", Short: "Sign files",
-		Args: cli.Args(cobra.NoArgs), RunE: help,
+		Args: subcommand, RunE: help,
 		Long: "sign signs files with a key of the server. Files are hashed here; only digests travel, except that a raw\n" +
 			"Ed25519 signature is over the whole file. Many files in one call share one connection. No signature replaces a\n" +
 			"file that the same call signs, even with --force.",

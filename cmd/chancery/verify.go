@@ -35,7 +35,7 @@ type verifiedView struct {
 func (a *app) verifyCommand() *cobra.Command {
 	parent := &cobra.Command{
 		Use: "verify", Short: "Verify signatures",
-		Args: cli.Args(cobra.NoArgs), RunE: help,
+		Args: subcommand, RunE: help,
 		Long: "verify checks a signature with a public key or certificate in a file, without any connection, or with a key of\n" +
 			"the server. It exits with 0 only for a good signature.",
 	}
@@ -87,7 +87,7 @@ func (a *app) publicKey(ctx context.Context, file, name string) (crypto.PublicKe
 		return nil, err
 	}
 	if key.Public == nil {
-		return nil, cli.Failed("not_supported", "this program does not know keys of kind %q", key.Algorithm)
+		return nil, cli.Failed("not_supported", "this program does not know keys of kind %s", called(string(key.Algorithm)))
 	}
 	return key.Public, nil
 }

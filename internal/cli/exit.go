@@ -106,11 +106,11 @@ func wantsJSON(command *cobra.Command) bool {
 	return flag != nil && flag.Value.String() == "true"
 }
 
-// Args wraps one of cobra's argument checks so that its complaint is a usage error.
+// Args wraps one of cobra's argument checks so that its complaint is a usage error that shows the command's form.
 func Args(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(command *cobra.Command, args []string) error {
 		if err := check(command, args); err != nil {
-			return Usage("%s", err)
+			return Usage("%s; the form is: %s", err, command.UseLine())
 		}
 		return nil
 	}
