@@ -76,14 +76,14 @@ func (s *signing) compose(ctx context.Context) composer {
 	}
 }
 
-// patience is how long the server may take for a request. It is less than what
-// ends the connection, so that a late server says so instead of being cut off.
+// patience is how long the server may take for a request. It is less than what ends the connection or the caller's
+// time, so that a late server says in time that it has released nothing.
 func (c *Client) patience(ctx context.Context) time.Duration {
-	patience := c.cfg.RequestTimeout - c.cfg.RequestTimeout/10
+	patience := c.cfg.RequestTimeout
 	if deadline, ok := ctx.Deadline(); ok {
 		patience = min(patience, time.Until(deadline))
 	}
-	return max(patience, time.Millisecond)
+	return max(patience-patience/10, time.Millisecond)
 }
 
 // settled tells whether a failure leaves no doubt about earlier attempts, or was the caller's wish.
