@@ -63,16 +63,7 @@ chancery_server_legs{state="waiting"} 7
 # HELP chancery_server_repetitions_total Requests under an idempotency key that was known.
 # TYPE chancery_server_repetitions_total counter
 chancery_server_repetitions_total{outcome="answered"} 1
-# HELP chancery_server_requests_total Requests by kind and the code of the answer.
-# TYPE chancery_server_requests_total counter
-chancery_server_requests_total{code="internal",kind="get_key"} 0
-chancery_server_requests_total{code="internal",kind="list_keys"} 0
-chancery_server_requests_total{code="internal",kind="sign"} 0
-chancery_server_requests_total{code="internal",kind="sign_all"} 0
-chancery_server_requests_total{code="internal",kind="unlock"} 0
-chancery_server_requests_total{code="internal",kind="unsupported"} 0
-chancery_server_requests_total{code="internal",kind="who_am_i"} 0
-chancery_server_requests_total{code="ok",kind="sign"} 1
+` + noInternalErrors + `chancery_server_requests_total{code="ok",kind="sign"} 1
 chancery_server_requests_total{code="wrong_passphrase",kind="unlock"} 1
 # HELP chancery_server_signatures_total Signatures asked from tokens, each of a batch by itself.
 # TYPE chancery_server_signatures_total counter
@@ -98,14 +89,8 @@ chancery_server_token_state{state="ready",token="hsm"} 1
 	}
 }
 
-// TestAlertsSeeTheFirstEvent: what alerts take the increase of begins at 0.
-func TestAlertsSeeTheFirstEvent(t *testing.T) {
-	want := `
-# HELP chancery_server_canary_total Signatures of the canary key.
-# TYPE chancery_server_canary_total counter
-chancery_server_canary_total{outcome="failed"} 0
-chancery_server_canary_total{outcome="ok"} 0
-# HELP chancery_server_requests_total Requests by kind and the code of the answer.
+// noInternalErrors is how the counter of requests begins.
+const noInternalErrors = `# HELP chancery_server_requests_total Requests by kind and the code of the answer.
 # TYPE chancery_server_requests_total counter
 chancery_server_requests_total{code="internal",kind="get_key"} 0
 chancery_server_requests_total{code="internal",kind="list_keys"} 0
@@ -114,7 +99,16 @@ chancery_server_requests_total{code="internal",kind="sign_all"} 0
 chancery_server_requests_total{code="internal",kind="unlock"} 0
 chancery_server_requests_total{code="internal",kind="unsupported"} 0
 chancery_server_requests_total{code="internal",kind="who_am_i"} 0
-chancery_server_requests_total{code="wrong_passphrase",kind="unlock"} 0
+`
+
+// TestAlertsSeeTheFirstEvent: what alerts take the increase of begins at 0.
+func TestAlertsSeeTheFirstEvent(t *testing.T) {
+	want := `
+# HELP chancery_server_canary_total Signatures of the canary key.
+# TYPE chancery_server_canary_total counter
+chancery_server_canary_total{outcome="failed"} 0
+chancery_server_canary_total{outcome="ok"} 0
+` + noInternalErrors + `chancery_server_requests_total{code="wrong_passphrase",kind="unlock"} 0
 `
 	err := testutil.GatherAndCompare(newMetrics().registry(someState), strings.NewReader(want), "chancery_server_canary_total", "chancery_server_requests_total")
 	if err != nil {

@@ -29,7 +29,7 @@ func openInput(ctx context.Context, path string) (*document, error) {
 }
 
 func openFile(ctx context.Context, path string) (*document, error) {
-	file, err := await(ctx, func() (*os.File, error) { return os.Open(path) }) // a pipe waits for its writer
+	file, err := cli.Within(ctx, func() (*os.File, error) { return os.Open(path) }) // a pipe waits for its writer
 	if err != nil {
 		return nil, inputError(path, err)
 	}
@@ -59,27 +59,6 @@ func (d *document) stream(ctx context.Context) {
 	d.close = func() {
 		stop()
 		_ = reader.Close()
-	}
-}
-
-// await returns what act returns, or ctx's error when that ends before; act is then left behind for the end of
-// the program.
-func await[T any](ctx context.Context, act func() (T, error)) (T, error) {
-	type result struct {
-		value T
-		err   error
-	}
-	done := make(chan result, 1)
-	go func() {
-		value, err := act()
-		done <- result{value, err}
-	}()
-	select {
-	case r := <-done:
-		return r.value, r.err
-	case <-ctx.Done():
-		var none T
-		return none, ctx.Err()
 	}
 }
 

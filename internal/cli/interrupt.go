@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"os"
 	"os/signal"
 	"syscall"
@@ -25,23 +26,31 @@ func Interrupts() (context.Context, context.CancelFunc) {
 // Await returns what read returns, or an error with the code canceled when a signal comes before that ends the program.
 // Reads from a terminal or a pipe cannot be stopped: such a one is left behind for the end of the program.
 func Await[T any](read func() (T, error)) (T, error) {
-	interrupts := make(chan os.Signal, 1)
-	signal.Notify(interrupts, endings...)
-	defer signal.Stop(interrupts)
+	ctx, stop := signal.NotifyContext(context.Background(), endings...)
+	defer stop()
+	value, err := Within(ctx, read)
+	if errors.Is(err, context.Canceled) {
+		return value, &Error{Exit: ExitFailed, Code: "canceled", Message: "canceled", Cause: context.Canceled}
+	}
+	return value, err
+}
+
+// Within returns what act returns, or ctx's error when that ends before; act is then left behind for the end of the program.
+func Within[T any](ctx context.Context, act func() (T, error)) (T, error) {
 	type result struct {
 		value T
 		err   error
 	}
 	done := make(chan result, 1)
 	go func() {
-		value, err := read()
+		value, err := act()
 		done <- result{value, err}
 	}()
 	select {
 	case r := <-done:
 		return r.value, r.err
-	case <-interrupts:
+	case <-ctx.Done():
 		var none T
-		return none, &Error{Exit: ExitFailed, Code: "canceled", Message: "canceled", Cause: context.Canceled}
+		return none, ctx.Err()
 	}
 }

@@ -4,12 +4,11 @@ import (
 	"bufio"
 	"fmt"
 	"os"
-	"runtime"
 	"strings"
 	"testing"
 	"unsafe"
 
-	"golang.org/x/sys/unix"
+	"chancery/internal/testtool"
 )
 
 // mappingFlags are what the kernel says of the mapping that begins there (VmFlags in /proc/PID/smaps).
@@ -50,30 +49,8 @@ func TestSecretIsLocked(t *testing.T) {
 
 // TestSecretThatCannotBeLocked leaves the process nothing to lock.
 func TestSecretThatCannotBeLocked(t *testing.T) {
-	var before unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_MEMLOCK, &before); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Setrlimit(unix.RLIMIT_MEMLOCK, &unix.Rlimit{Max: before.Max}); err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = unix.Setrlimit(unix.RLIMIT_MEMLOCK, &before) }()
-	made := make(chan *Secret)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends without its capabilities
-		defer close(made)
-		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-		var none [2]unix.CapUserData
-		if err := unix.Capset(&header, &none[0]); err != nil {
-			t.Error(err)
-			return
-		}
-		made <- NewSecret([]byte("1234"))
-	}()
-	s, ok := <-made
-	if !ok {
-		return
-	}
+	var s *Secret
+	testtool.WithoutLockedMemory(t, func() { s = NewSecret([]byte("1234")) })
 	defer s.Destroy()
 	if notices := s.Notices(); len(notices) != 1 || !strings.Contains(notices[0].What, "swapped") {
 		t.Errorf("notices: %v", notices)

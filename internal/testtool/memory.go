@@ -12,12 +12,12 @@ import (
 	"testing"
 )
 
-// Remembers searches all memory of a process for a text. A process that hides its memory shows it to root only; without that right the
-// test ends as Missing says.
+// Remembers searches all memory of a process for a text. A process that hides its memory shows it to root only; without that right, and on
+// other systems than Linux, the test ends as Missing says.
 func Remembers(t testing.TB, pid int, text string) bool {
 	t.Helper()
 	if runtime.GOOS != "linux" {
-		t.Skip("only Linux shows a process's memory as a file")
+		Missing(t, "a system that shows processes' memory as files (Linux)")
 	}
 	memory, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
 	if errors.Is(err, fs.ErrPermission) {
